@@ -1,0 +1,237 @@
+"""The contract of a partitioned log and of the consumer groups on it.
+
+Calls block, and they work on batches: the processing thread of a worker makes them between two steps. A log object
+belongs to one process and may be used from several threads unless a method says otherwise. Implementations:
+``log.memory``, ``log.embedded``; the suite in ``headrace.testing.conformance.log`` holds for every one of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
+
+from headrace.record import RecordBatch, TopicPartition
+
+
+@dataclass(frozen=True, slots=True)
+class TopicConfig:
+    """How long a topic keeps its records.
+
+    Retention deletes whole segments that are closed and older or beyond the size; ``compact`` keeps the newest
+    record per key (and drops a key whose newest value is missing).
+    """
+
+    retention_ms: int | None = 7 * 24 * 3600 * 1000
+    retention_bytes: int | None = None
+    segment_bytes: int = 64 * 1024 * 1024
+    compact: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TopicInfo:
+    """What a topic is."""
+
+    name: str
+    partitions: int
+    config: TopicConfig = field(default_factory=TopicConfig)
+
+
+class Committed(NamedTuple):
+    """What a group committed for one partition."""
+
+    offset: int
+    """The next offset to read."""
+    metadata: str = ""
+
+
+class GroupMember(NamedTuple):
+    """One member of a group, for tools."""
+
+    member_id: str
+    units: tuple[str, ...]
+
+
+class Lease(NamedTuple):
+    """The right to run one unit (a task), with the number that fences older owners."""
+
+    unit: str
+    epoch: int
+
+
+class Assignment(NamedTuple):
+    """What one member should run now."""
+
+    generation: int
+    """Grows whenever a member comes or goes."""
+    leases: Mapping[str, Lease]
+    """Units that this member holds."""
+    revoked: frozenset[str]
+    """Those of them that it must hand over: finish, checkpoint, then ``release``."""
+
+
+Assign = Callable[[Sequence[str], Sequence[str], Mapping[str, str]], Mapping[str, str]]
+"""(member ids, units, unit -> member that held it last) -> unit -> member that should hold it. Pure."""
+
+
+class Reader(Protocol):
+    """Reads one partition forwards. Used by one thread."""
+
+    position: int
+    """The next offset to read."""
+
+    def read(self, max_records: int) -> RecordBatch | None:
+        """Return the next batch, or None at the end.
+
+        A batch ends where the appended batch ended or after ``max_records``; its offsets start at ``position`` or
+        later (where retention or compaction removed records). Control batches are returned too.
+
+        Raises:
+            CorruptError: a batch in the middle fails its checksum; names file and position.
+            NotFoundError: the topic is gone, or ``position`` lies before the oldest record that is kept.
+        """
+        ...
+
+    def end_offset(self) -> int:
+        """Return the offset that the next appended record will get; cheap enough to call for every batch."""
+        ...
+
+    def close(self) -> None:
+        """Release files; idempotent."""
+        ...
+
+
+class Membership(Protocol):
+    """One worker's membership of a group."""
+
+    member_id: str
+
+    def heartbeat(self) -> None:
+        """Say that this member lives. Called on a timer from a thread of its own, so that slow user code costs nothing."""
+        ...
+
+    def poll(self) -> Assignment:
+        """Observe the group, take what is free and meant for this member, and return what it should run.
+
+        Members whose heartbeat stood still for the session timeout, as measured by the caller's own clock, are
+        removed.
+
+        Raises:
+            FencedError: this member itself was removed by the others; it must drop its tasks and join again.
+        """
+        ...
+
+    def release(self, unit: str) -> None:
+        """Give up a unit after its last checkpoint, so that its next owner may take it. Idempotent."""
+        ...
+
+    def commit(self, lease: Lease, offsets: Mapping[TopicPartition, Committed]) -> None:
+        """Record positions for lag and tools; recovery trusts the checkpoint manifest instead.
+
+        Raises:
+            FencedError: the unit has another owner or a newer epoch.
+        """
+        ...
+
+    def leave(self) -> None:
+        """Release everything and leave; idempotent."""
+        ...
+
+
+class Group(Protocol):
+    """A consumer group."""
+
+    name: str
+
+    def join(
+        self, member_id: str, units: Mapping[str, Sequence[TopicPartition]], assign: Assign, *,
+        session_timeout_ms: int,
+    ) -> Membership:
+        """Become a member that can run any of ``units``; each unit reads the partitions that stand beside it."""
+        ...  # fmt: skip
+
+    def members(self) -> list[GroupMember]:
+        """Return the members and what they hold, sorted by id."""
+        ...
+
+    def committed(self) -> dict[TopicPartition, Committed]:
+        """Return what was committed last for each partition."""
+        ...
+
+
+class Log(Protocol):
+    """Topics of ordered, durable, partitioned records."""
+
+    url: str
+
+    def topics(self) -> dict[str, TopicInfo]:
+        """Return every topic, internal ones included, sorted by name."""
+        ...
+
+    def create_topic(self, name: str, partitions: int, config: TopicConfig | None = None) -> TopicInfo:
+        """Create a topic, or return it if it exists with that many partitions.
+
+        Raises:
+            InvalidError: the name cannot be used (``[A-Za-z0-9._-]``, at most 249), ``partitions`` is not positive,
+                or the topic exists with another number of partitions (which the message names).
+        """
+        ...
+
+    def delete_topic(self, name: str) -> None:
+        """Delete a topic and its records.
+
+        Raises:
+            NotFoundError: there is none of that name.
+        """
+        ...
+
+    def append(self, partition: TopicPartition, batch: RecordBatch) -> int:
+        """Append all records of ``batch`` as one and return the offset of its first.
+
+        Readers see the batch whole or not at all. Durability is what ``flush`` promises.
+
+        Raises:
+            NotFoundError: no such topic or partition.
+            RetriableError: the disk is full or the broker does not answer; nothing of the batch is visible.
+        """
+        ...
+
+    def flush(self) -> None:
+        """Return once every batch appended through this object is acknowledged and as durable as the log's policy says."""
+        ...
+
+    def reader(self, partition: TopicPartition, offset: int) -> Reader:
+        """Read ``partition`` from ``offset`` on.
+
+        Raises:
+            NotFoundError: no such topic or partition.
+        """
+        ...
+
+    def start_offset(self, partition: TopicPartition) -> int:
+        """Return the oldest offset that is kept."""
+        ...
+
+    def end_offset(self, partition: TopicPartition) -> int:
+        """Return the offset that the next appended record will get."""
+        ...
+
+    def offset_at(self, partition: TopicPartition, timestamp_ms: int) -> int:
+        """Return the offset of the first record whose timestamp is at least ``timestamp_ms``, or the end offset."""
+        ...
+
+    def trim(self, partition: TopicPartition, before: int) -> None:
+        """Allow records before offset ``before`` to be deleted now (whole segments only); for internal topics."""
+        ...
+
+    def group(self, name: str) -> Group:
+        """Return the consumer group of that name; it need not exist yet."""
+        ...
+
+    def groups(self) -> list[str]:
+        """Return the names of all groups that have members or committed offsets, sorted."""
+        ...
+
+    def close(self) -> None:
+        """Release files and connections; idempotent."""
+        ...
