@@ -1,0 +1,49 @@
+"""headrace: stateful stream processing in plain Python.
+
+A *topology* is a Python module that says what to read, what to do with it and where the results go. *Workers* run it
+over a partitioned log, keep its state in RocksDB, and checkpoint that state so that every record counts once.
+"""
+
+from headrace.dsl.builder import Topology
+from headrace.dsl.stream import KeyedStream, Stream, WindowedStream
+from headrace.errors import (
+    CorruptError,
+    FatalError,
+    FencedError,
+    HeadraceError,
+    InvalidError,
+    NotFoundError,
+    RecordError,
+    RetriableError,
+    SettingsError,
+    TopologyError,
+)
+from headrace.operators import aggregates as agg
+from headrace.operators.windows import hopping, session, tumbling
+from headrace.record import Record
+from headrace.serde.json import Json
+from headrace.serde.msgpack import Msgpack
+
+__all__ = [
+    "CorruptError",
+    "FatalError",
+    "FencedError",
+    "HeadraceError",
+    "InvalidError",
+    "Json",
+    "KeyedStream",
+    "Msgpack",
+    "NotFoundError",
+    "Record",
+    "RecordError",
+    "RetriableError",
+    "SettingsError",
+    "Stream",
+    "Topology",
+    "TopologyError",
+    "WindowedStream",
+    "agg",
+    "hopping",
+    "session",
+    "tumbling",
+]

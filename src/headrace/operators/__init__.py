@@ -1,0 +1,1 @@
+"""The logic of steps: pure functions from batches and state to batches."""

@@ -1,0 +1,158 @@
+"""Dropping records whose id was seen before within some event time.
+
+A record is a repeat if one with the same key and id was let through whose timestamp is less than ``within`` away, and
+which the watermark had not left behind by ``within`` when the record came. That speaks of event times alone, so the
+answer does not depend on how the input was cut or on when old ids are forgotten.
+
+State is one row per id, ``slice + key + id -> timestamp``, where a slice covers ``within`` of event time: a record
+need be looked up in at most three slices, and ids are forgotten a slice at a time, without a timer or an index.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import msgspec
+
+from headrace.operators.api import MAIN, Batch, Outputs, StepContext
+from headrace.operators.selectors import Selector, select, selector_name
+from headrace.record import MIN_WATERMARK
+from headrace.state.cache import Bucket, Codec, WriteBehind
+from headrace.state.keys import decode_time, encode_time
+
+_encode_id = msgspec.msgpack.Encoder().encode
+_STAMPS: Codec[int] = Codec(lambda stamps: list(map(encode_time, stamps)), lambda rows: list(map(decode_time, rows)))
+
+
+@dataclass(frozen=True, slots=True)
+class Deduplicate:
+    """Lets through the first record of each key and id within some time."""
+
+    by: Selector
+    within_ms: int
+    kind: ClassVar[str] = "deduplicate"
+    stateful: ClassVar[bool] = True
+    ports: ClassVar[tuple[str, ...]] = (MAIN,)
+
+    def shape(self) -> dict[str, Any]:
+        """Describe what stored ids depend on."""
+        return {"by": selector_name(self.by), "within_ms": self.within_ms}
+
+    def build(self, context: StepContext) -> DeduplicateOperator:
+        """Make the operator of one task."""
+        cache = WriteBehind(context.store, context.store_prefix("seen"), _STAMPS, budget=context.budget)
+        return DeduplicateOperator(self.by, self.within_ms, cache)
+
+
+class DeduplicateOperator:
+    """The running form of ``Deduplicate``."""
+
+    def __init__(self, by: Selector, within_ms: int, cache: WriteBehind[int]) -> None:
+        self._by = by
+        self._within_ms = within_ms
+        self._cache = cache
+        self._watermark = MIN_WATERMARK
+        self._slices: dict[int, Bucket[int]] = {
+            decode_time(bucket.prefix): bucket for bucket in cache.buckets()
+        }
+
+    def process(self, batch: Batch) -> Outputs:
+        """Let through what is not a repeat; nothing takes effect if an id cannot be had."""
+        rows = seen_rows(batch.keys, select(self._by, batch.values))
+        timestamps = batch.timestamps
+        first, last = min(timestamps) // self._within_ms, max(timestamps) // self._within_ms
+        near = [self._slice(number) for number in range(first - 1, last + 2) if number in self._slices]
+        for bucket in near:
+            if not bucket.complete:
+                bucket.load(rows)
+        limit = batch.running.last if batch.running else self._watermark
+        alone = first == last and near in ([], [self._slices.get(first)]) and min(timestamps) >= limit
+        mask = self._mark_in_slice(first, rows, timestamps) if alone else self._mark(batch, rows)
+        return [(MAIN, batch if all(mask) else batch.where(mask))]
+
+    def on_watermark(self, watermark: int) -> Outputs:
+        """Forget the slices that no record can repeat any more."""
+        self._watermark = watermark
+        for number in sorted(self._slices):
+            if (number + 2) * self._within_ms > watermark:
+                break
+            self._cache.drop(self._slices.pop(number))
+        return []
+
+    def output_watermark(self, watermark: int) -> int:
+        """Return the watermark: records go on at once."""
+        return watermark
+
+    def close_at_end(self) -> int | None:
+        """Return None: no result is outstanding."""
+        return None
+
+    def _slice(self, number: int) -> Bucket[int]:
+        bucket = self._slices.get(number)
+        if bucket is None:
+            bucket = self._slices[number] = self._cache.bucket(encode_time(number))
+        return bucket
+
+    def _mark_in_slice(self, number: int, rows: list[bytes], timestamps: Sequence[int]) -> list[bool]:
+        """Mark new ids of records that all lie in one slice, whose neighbours are empty, and none behind the watermark.
+
+        Any two times within a slice are less than ``within`` apart, so that being there is being a repeat.
+        """
+        bucket = self._slice(number)
+        live, clean = bucket.live, bucket.clean
+        mask = []
+        for row, timestamp in zip(rows, timestamps, strict=True):
+            if row in live or row in clean:
+                mask.append(False)
+            else:
+                live[row] = timestamp
+                mask.append(True)
+        return mask
+
+    def _mark(self, batch: Batch, rows: list[bytes]) -> list[bool]:
+        within, slices = self._within_ms, self._slices
+        running, watermark = batch.running, self._watermark
+        mask = []
+        for place, (row, timestamp) in enumerate(zip(rows, batch.timestamps, strict=True)):
+            number = timestamp // within
+            repeat = False
+            for near in (number, number - 1, number + 1):
+                bucket = slices.get(near)
+                if bucket is None:
+                    continue
+                stamp = bucket.live.get(row)
+                if stamp is None:
+                    stamp = bucket.clean.get(row)
+                if stamp is not None and -within < timestamp - stamp < within:
+                    before = running.before(batch.offsets[place]) if running and timestamp < running.last else watermark
+                    repeat = repeat or stamp + within > before
+            if not repeat:
+                self._slice(number).live[row] = timestamp
+            mask.append(not repeat)
+        return mask
+
+
+def seen_rows(keys: Sequence[bytes | None], ids: list[Any]) -> list[bytes]:
+    """Return one row key per record: its key, escaped so that it can be told from what follows, and its id.
+
+    Raises:
+        TypeError: an id is missing or of a type that cannot be compared byte by byte.
+    """
+    if None in ids:
+        raise TypeError("the id to deduplicate by is missing")
+    escaped: Sequence[bytes]
+    if b"\0" in b"".join(keys):  # type: ignore[arg-type]
+        escaped = [key.replace(b"\0", b"\0\xff") for key in keys]  # type: ignore[union-attr]
+    else:
+        escaped = keys  # type: ignore[assignment]
+    kinds = set(map(type, ids))
+    if kinds == {str}:
+        return [b"%b\0\0s%b" % (key, id_.encode()) for key, id_ in zip(escaped, ids, strict=True)]
+    if not kinds <= {str, int, bytes, bool, float, tuple}:
+        raise TypeError("the id to deduplicate by must be text, a number, bytes or a tuple of them")
+    return [
+        b"%b\0\0s%b" % (key, id_.encode()) if type(id_) is str else b"%b\0\0m%b" % (key, _encode_id(id_))
+        for key, id_ in zip(escaped, ids, strict=True)
+    ]

@@ -1,0 +1,63 @@
+"""Selectors: a field's name or a function, applied to a whole column of values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from operator import attrgetter, itemgetter
+from typing import Any
+
+Selector = str | Callable[[Any], Any]
+"""A field of mappings and objects alike, or a function of the value."""
+
+
+def selector_name(selector: Selector) -> str:
+    """Return what a selector is called in step names.
+
+    Example:
+        >>> selector_name("customer_id"), selector_name(len)
+        ('customer_id', 'len')
+    """
+    return selector if isinstance(selector, str) else function_name(selector)
+
+
+def function_name(function: Callable[..., Any]) -> str:
+    """Return a function's name in a form that can stand in a step's name."""
+    name = getattr(function, "__name__", type(function).__name__)
+    return "lambda" if name == "<lambda>" else name.strip("_<>") or "function"
+
+
+def select(selector: Selector, values: list[Any]) -> list[Any]:
+    """Apply ``selector`` to every value.
+
+    A field name reads mappings by key and everything else by attribute.
+
+    Raises:
+        KeyError: a mapping lacks the field.
+        AttributeError: an object lacks it.
+
+    Example:
+        >>> select("a", [{"a": 1}, {"a": 2}])
+        [1, 2]
+    """
+    if not values:
+        return []
+    if not isinstance(selector, str):
+        return list(map(selector, values))
+    get: Callable[[Any], Any] = itemgetter(selector) if isinstance(values[0], Mapping) else attrgetter(selector)
+    try:
+        return list(map(get, values))
+    except (KeyError, AttributeError, TypeError):
+        return [_field(selector, value) for value in values]
+
+
+def _field(name: str, value: Any) -> Any:
+    if isinstance(value, Mapping):
+        if name not in value:
+            raise KeyError(f"the value has no field {name!r}")
+        return value[name]
+    if value is None:
+        raise AttributeError(f"the record has no value, so no field {name!r}")
+    try:
+        return getattr(value, name)
+    except AttributeError:
+        raise AttributeError(f"{type(value).__name__} has no field {name!r}") from None

@@ -1,0 +1,75 @@
+"""The contract of a serde, and which serde a type means."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, TypeVar, runtime_checkable
+
+from headrace.errors import TopologyError
+from headrace.record import JoinedBytes
+from headrace.serde.msgpack import Msgpack
+from headrace.serde.primitives import Bytes, Int, Str
+
+V = TypeVar("V")
+
+
+@runtime_checkable
+class Serde(Protocol[V]):
+    """Turns columns of values into bytes and back; pure, and safe to share between threads.
+
+    A missing value (None, a tombstone) is neither encoded nor decoded: it stays None.
+    """
+
+    @property
+    def name(self) -> str:
+        """Say what the bytes are, for ``describe`` and for comparing deployments."""
+        ...
+
+    def encode_many(self, values: Sequence[V]) -> list[bytes | None]:
+        """Encode values in their order; raises whatever the first bad one raises."""
+        ...
+
+    def decode_many(self, values: JoinedBytes) -> list[V]:
+        """Decode a column; raises if any value is bad, without saying which."""
+        ...
+
+    def decode(self, value: bytes | None) -> V:
+        """Decode one value; raises an error that says what is wrong with it and does not contain it."""
+        ...
+
+
+def serde_for(given: Any, what: str, default: Callable[[], Serde[Any]] = Msgpack) -> Serde[Any]:
+    """Return the serde that a user's ``value=`` or ``key=`` means.
+
+    Args:
+        given: None (the default), ``bytes``, ``str``, ``int``, a class with typed fields (decoded from MessagePack),
+            or a serde.
+        what: The argument's place, named in errors.
+        default: Made when ``given`` is None.
+
+    Raises:
+        TopologyError: it is none of these.
+
+    Example:
+        >>> serde_for(int, "value of stream('clicks')").name
+        'int'
+    """
+    if given is None:
+        return default()
+    simple = {bytes: Bytes, str: Str, int: Int}.get(given) if isinstance(given, type) else None
+    if simple is not None:
+        return simple()
+    if isinstance(given, Serde) and not isinstance(given, type):
+        return given
+    if isinstance(given, type):
+        try:
+            return Msgpack(given)
+        except TypeError as error:
+            raise TopologyError(
+                f"{what} cannot be {given.__name__}: {error}",
+                remedy="Use a msgspec.Struct, a dataclass, a TypedDict, dict, bytes, str, int, or a serde",
+            ) from error
+    raise TopologyError(
+        f"{what} must be a type or a serde, not {type(given).__name__}",
+        remedy="Write value=Payment, not value=Payment()",
+    )
