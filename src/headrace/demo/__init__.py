@@ -1,0 +1,1 @@
+"""The demonstration: card payments and what becomes of them."""

@@ -1,0 +1,1 @@
+../../../topologies/card_spend.py
