@@ -4,6 +4,8 @@ A *topology* is a Python module that says what to read, what to do with it and w
 over a partitioned log, keep its state in RocksDB, and checkpoint that state so that every record counts once.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from headrace.dsl.builder import Topology
 from headrace.dsl.stream import KeyedStream, Stream, WindowedStream
 from headrace.errors import (
@@ -23,6 +25,9 @@ from headrace.operators.windows import hopping, session, tumbling
 from headrace.record import Record
 from headrace.serde.json import Json
 from headrace.serde.msgpack import Msgpack
+
+if TYPE_CHECKING:
+    from headrace.app import run
 
 __all__ = [
     "CorruptError",
@@ -44,6 +49,16 @@ __all__ = [
     "WindowedStream",
     "agg",
     "hopping",
+    "run",
     "session",
     "tumbling",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import what runs topologies when it is first used: writing one needs none of it."""
+    if name == "run":
+        from headrace.app import run
+
+        return run
+    raise AttributeError(f"module 'headrace' has no attribute {name!r}")

@@ -85,9 +85,7 @@ class JoinedBytes:
         joined = self.joined
         if self.lengths and min(self.lengths) < 0:
             ends = list(accumulate(max(n, 0) for n in self.lengths))
-            return [
-                None if n < 0 else joined[end - n : end] for n, end in zip(self.lengths, ends, strict=True)
-            ]
+            return [None if n < 0 else joined[end - n : end] for n, end in zip(self.lengths, ends, strict=True)]
         ends = list(accumulate(self.lengths))
         return [joined[end - n : end] for n, end in zip(self.lengths, ends, strict=True)]
 

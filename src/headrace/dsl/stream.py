@@ -29,9 +29,7 @@ U = TypeVar("U")
 class Stream(Generic[V]):
     """Records without a known key. Made by ``Topology.stream`` and by other streams."""
 
-    def __init__(
-        self, definition: Definition, port: Port, anchor: str, value: Serde[Any], key: Serde[Any]
-    ) -> None:
+    def __init__(self, definition: Definition, port: Port, anchor: str, value: Serde[Any], key: Serde[Any]) -> None:
         self._definition = definition
         self._port = port
         self._anchor = anchor
@@ -39,7 +37,9 @@ class Stream(Generic[V]):
         self._value = value
         self._key = key
 
-    def map(self, function: Callable[[V], U], *, name: str | None = None, on_error: ErrorPolicy | None = None) -> Stream[U]:
+    def map(
+        self, function: Callable[[V], U], *, name: str | None = None, on_error: ErrorPolicy | None = None
+    ) -> Stream[U]:
         """Replace each value by what ``function`` makes of it; the record keeps its key, time and headers.
 
         Example:
@@ -49,7 +49,9 @@ class Stream(Generic[V]):
         check_function(function, "map")
         return self._next(self._step(mapping(function), f"map-{function_name(function)}", name, on_error), Msgpack())
 
-    def filter(self, predicate: Callable[[V], Any], *, name: str | None = None, on_error: ErrorPolicy | None = None) -> Self:
+    def filter(
+        self, predicate: Callable[[V], Any], *, name: str | None = None, on_error: ErrorPolicy | None = None
+    ) -> Self:
         """Keep the records for whose value ``predicate`` is true."""
         check_function(predicate, "filter")
         return self._same(self._step(filtering(predicate), f"filter-{function_name(predicate)}", name, on_error))
@@ -62,7 +64,9 @@ class Stream(Generic[V]):
         port = self._step(flat_mapping(function), f"flat_map-{function_name(function)}", name, on_error)
         return self._next(port, Msgpack())
 
-    def tap(self, function: Callable[[V], Any], *, name: str | None = None, on_error: ErrorPolicy | None = None) -> Self:
+    def tap(
+        self, function: Callable[[V], Any], *, name: str | None = None, on_error: ErrorPolicy | None = None
+    ) -> Self:
         """Call ``function`` with each value and pass the records on; after a crash it sees some of them again."""
         check_function(function, "tap")
         return self._same(self._step(tapping(function), f"tap-{function_name(function)}", name, on_error))
@@ -88,7 +92,7 @@ class Stream(Generic[V]):
     def merge(self, *others: Stream[V], name: str | None = None) -> Stream[V]:
         """Put the records of several streams into one, in no particular order between them."""
         for other in others:
-            if not isinstance(other, Stream) or other._definition is not self._definition:
+            if getattr(other, "_definition", None) is not self._definition:
                 raise TopologyError(f"merge needs streams of the same topology ({user_location()})")
         streams = (self, *others)
         anchor = "-and-".join(dict.fromkeys(stream._anchor for stream in streams))
@@ -118,9 +122,14 @@ class Stream(Generic[V]):
         name = name or f"{self._anchor}-by-{selector_name(selector)}"
         self._definition.add(
             Repartition(
-                name=name, inputs=(self._port,), selector=selector, key=serde, value=self._value,
-                on_error=self._policy(on_error), location=user_location(),
-            )  # fmt: skip
+                name=name,
+                inputs=(self._port,),
+                selector=selector,
+                key=serde,
+                value=self._value,
+                on_error=self._policy(on_error),
+                location=user_location(),
+            )
         )
         return KeyedStream(self._definition, Port(name), name, self._value, serde, selector)
 
@@ -140,9 +149,14 @@ class Stream(Generic[V]):
         return self.key_by(by, on_error=on_error).deduplicate(by, within=within, name=name, on_error=on_error)
 
     def to(
-        self, topic: str, *, value: Any = None, partitions: int | None = None, name: str | None = None,
+        self,
+        topic: str,
+        *,
+        value: Any = None,
+        partitions: int | None = None,
+        name: str | None = None,
         on_error: ErrorPolicy | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Write the records to a topic, which is made if it does not exist.
 
         Args:
@@ -156,9 +170,14 @@ class Stream(Generic[V]):
         serde = serde_for(value, f"value of to({topic!r})", lambda: default)
         self._definition.add(
             Sink(
-                name=name or f"{self._anchor}-to-{topic}", inputs=(self._port,), topic=topic, value=serde,
-                partitions=partitions, on_error=self._policy(on_error), location=user_location(),
-            )  # fmt: skip
+                name=name or f"{self._anchor}-to-{topic}",
+                inputs=(self._port,),
+                topic=topic,
+                value=serde,
+                partitions=partitions,
+                on_error=self._policy(on_error),
+                location=user_location(),
+            )
         )
 
     def _policy(self, on_error: ErrorPolicy | None) -> ErrorPolicy:
@@ -186,9 +205,14 @@ class KeyedStream(Stream[V]):
     """Records of which those with one key are in one partition, so that state can be kept per key."""
 
     def __init__(
-        self, definition: Definition, port: Port, anchor: str, value: Serde[Any], key: Serde[Any],
+        self,
+        definition: Definition,
+        port: Port,
+        anchor: str,
+        value: Serde[Any],
+        key: Serde[Any],
         keyed_by: Selector | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__(definition, port, anchor, value, key)
         self._keyed_by = keyed_by
         """The field that the key is, as long as no step may have changed it."""
@@ -247,9 +271,13 @@ class WindowedStream(Generic[V]):
         self._lateness_ms = lateness_ms
 
     def aggregate(
-        self, *, emit: Literal["close"] = "close", name: str | None = None, on_error: ErrorPolicy | None = None,
+        self,
+        *,
+        emit: Literal["close"] = "close",
+        name: str | None = None,
+        on_error: ErrorPolicy | None = None,
         **aggregates: Aggregate,
-    ) -> WindowResults:  # fmt: skip
+    ) -> WindowResults:
         """Aggregate each window of each key and emit one result when it closes.
 
         A result is a dict: ``key``, ``window_start``, ``window_end`` (milliseconds) and the aggregates by name. It
@@ -291,9 +319,14 @@ class WindowResults(KeyedStream[dict[str, Any]]):
     """Window results: a keyed stream of dicts, with the late records beside it."""
 
     def __init__(
-        self, definition: Definition, port: Port, anchor: str, value: Serde[Any], key: Serde[Any],
+        self,
+        definition: Definition,
+        port: Port,
+        anchor: str,
+        value: Serde[Any],
+        key: Serde[Any],
         late: KeyedStream[Any],
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__(definition, port, anchor, value, key)
         self.late = late
         """Records that came after all their windows had closed, unchanged; they are counted in any case."""

@@ -107,7 +107,10 @@ class Membership(Protocol):
     member_id: str
 
     def heartbeat(self) -> None:
-        """Say that this member lives. Called on a timer from a thread of its own, so that slow user code costs nothing."""
+        """Say that this member lives.
+
+        Called on a timer from a thread of its own, so that slow user code costs no membership.
+        """
         ...
 
     def poll(self) -> Assignment:
@@ -144,7 +147,11 @@ class Group(Protocol):
     name: str
 
     def join(
-        self, member_id: str, units: Mapping[str, Sequence[TopicPartition]], assign: Assign, *,
+        self,
+        member_id: str,
+        units: Mapping[str, Sequence[TopicPartition]],
+        assign: Assign,
+        *,
         session_timeout_ms: int,
     ) -> Membership:
         """Become a member that can run any of ``units``; each unit reads the partitions that stand beside it."""
@@ -197,7 +204,7 @@ class Log(Protocol):
         ...
 
     def flush(self) -> None:
-        """Return once every batch appended through this object is acknowledged and as durable as the log's policy says."""
+        """Return once every batch appended here is acknowledged and as durable as the log's policy says."""
         ...
 
     def reader(self, partition: TopicPartition, offset: int) -> Reader:

@@ -55,9 +55,7 @@ def count() -> Aggregate:
         >>> agg.count().step(2, None, 0)
         3
     """
-    return Aggregate(
-        "count", None, lambda x, t: 1, lambda a, x, t: a + 1, lambda a, b: a + b, inline=COUNT_INLINE
-    )
+    return Aggregate("count", None, lambda x, t: 1, lambda a, x, t: a + 1, lambda a, b: a + b, inline=COUNT_INLINE)
 
 
 def sum(selector: Selector) -> Aggregate:  # noqa: A001  # named for what it does; used as agg.sum
@@ -70,26 +68,38 @@ def sum(selector: Selector) -> Aggregate:  # noqa: A001  # named for what it doe
 def min(selector: Selector) -> Aggregate:  # noqa: A001
     """Keep the smallest."""
     return Aggregate(
-        "min", selector, lambda x, t: x, lambda a, x, t: x if x < a else a, lambda a, b: b if b < a else a,
+        "min",
+        selector,
+        lambda x, t: x,
+        lambda a, x, t: x if x < a else a,
+        lambda a, b: b if b < a else a,
         inline=("{x}", "{x} if {x} < {a} else {a}"),
-    )  # fmt: skip
+    )
 
 
 def max(selector: Selector) -> Aggregate:  # noqa: A001
     """Keep the largest."""
     return Aggregate(
-        "max", selector, lambda x, t: x, lambda a, x, t: x if x > a else a, lambda a, b: b if b > a else a,
+        "max",
+        selector,
+        lambda x, t: x,
+        lambda a, x, t: x if x > a else a,
+        lambda a, b: b if b > a else a,
         inline=("{x}", "{x} if {x} > {a} else {a}"),
-    )  # fmt: skip
+    )
 
 
 def mean(selector: Selector) -> Aggregate:
     """Average; kept as sum and count, so that it merges exactly."""
     return Aggregate(
-        "mean", selector, lambda x, t: [x + 0, 1], lambda a, x, t: [a[0] + x, a[1] + 1],
-        lambda a, b: [a[0] + b[0], a[1] + b[1]], lambda a: a[0] / a[1],
+        "mean",
+        selector,
+        lambda x, t: [x + 0, 1],
+        lambda a, x, t: [a[0] + x, a[1] + 1],
+        lambda a, b: [a[0] + b[0], a[1] + b[1]],
+        lambda a: a[0] / a[1],
         inline=("[{x} + 0, 1]", "[{a}[0] + {x}, {a}[1] + 1]"),
-    )  # fmt: skip
+    )
 
 
 def first(selector: Selector | None = None, *, kind: Any = None) -> Aggregate:
@@ -100,10 +110,15 @@ def first(selector: Selector | None = None, *, kind: Any = None) -> Aggregate:
         kind: Its type, if it is not made of plain values (dict, list, str, int, float, bool, bytes, None).
     """
     return Aggregate(
-        "first", selector, lambda x, t: [t, x], lambda a, x, t: [t, x] if t < a[0] else a,
-        lambda a, b: b if b[0] < a[0] else a, lambda a: a[1], kind=_stamped(kind),
+        "first",
+        selector,
+        lambda x, t: [t, x],
+        lambda a, x, t: [t, x] if t < a[0] else a,
+        lambda a, b: b if b[0] < a[0] else a,
+        lambda a: a[1],
+        kind=_stamped(kind),
         inline=("[{t}, {x}]", "[{t}, {x}] if {t} < {a}[0] else {a}"),
-    )  # fmt: skip
+    )
 
 
 def last(selector: Selector | None = None, *, kind: Any = None) -> Aggregate:
@@ -114,10 +129,15 @@ def last(selector: Selector | None = None, *, kind: Any = None) -> Aggregate:
         kind: Its type, if it is not made of plain values.
     """
     return Aggregate(
-        "last", selector, lambda x, t: [t, x], lambda a, x, t: [t, x] if t >= a[0] else a,
-        lambda a, b: b if b[0] >= a[0] else a, lambda a: a[1], kind=_stamped(kind),
+        "last",
+        selector,
+        lambda x, t: [t, x],
+        lambda a, x, t: [t, x] if t >= a[0] else a,
+        lambda a, b: b if b[0] >= a[0] else a,
+        lambda a: a[1],
+        kind=_stamped(kind),
         inline=("[{t}, {x}]", "[{t}, {x}] if {t} >= {a}[0] else {a}"),
-    )  # fmt: skip
+    )
 
 
 def collect(selector: Selector | None = None, *, kind: Any = None) -> Aggregate:
@@ -128,10 +148,15 @@ def collect(selector: Selector | None = None, *, kind: Any = None) -> Aggregate:
         kind: Its type, if it is not made of plain values.
     """
     return Aggregate(
-        "collect", selector, lambda x, t: [[t, x]], _append, lambda a, b: a + b, _by_time,
+        "collect",
+        selector,
+        lambda x, t: [[t, x]],
+        _append,
+        lambda a, b: a + b,
+        _by_time,
         kind=None if kind is None else list[_stamped(kind)],  # type: ignore[misc]
         in_place=True,
-    )  # fmt: skip
+    )
 
 
 def reduce(function: Callable[[Any, Any], Any], selector: Selector | None = None, *, kind: Any = None) -> Aggregate:
@@ -152,9 +177,7 @@ def reduce(function: Callable[[Any, Any], Any], selector: Selector | None = None
     """
     if not callable(function):
         raise TopologyError("agg.reduce needs a function of two values")
-    return Aggregate(
-        "reduce", selector, lambda x, t: x, lambda a, x, t: function(a, x), lambda a, b: function(a, b), kind=kind
-    )
+    return Aggregate("reduce", selector, lambda x, t: x, lambda a, x, t: function(a, x), function, kind=kind)
 
 
 def _stamped(kind: Any) -> Any:

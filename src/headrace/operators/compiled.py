@@ -70,8 +70,12 @@ class Compiled:
     """Combine two groups, the earlier first."""
 
     def update(
-        self, live: dict[bytes, Accumulators], clean: dict[bytes, Accumulators], keys: Sequence[bytes],
-        values: Sequence[Any], timestamps: Sequence[int],
+        self,
+        live: dict[bytes, Accumulators],
+        clean: dict[bytes, Accumulators],
+        keys: Sequence[bytes],
+        values: Sequence[Any],
+        timestamps: Sequence[int],
     ) -> None:
         """Add every value to its key's accumulators in ``live``, moving them there from ``clean`` first.
 
@@ -80,7 +84,7 @@ class Compiled:
         """
         if values:
             chosen = self.update_mappings if isinstance(values[0], Mapping) else self.update_objects
-            chosen(live, clean, keys, values, timestamps)  # fmt: skip
+            chosen(live, clean, keys, values, timestamps)
 
 
 def compile_aggregates(aggregates: Mapping[str, Aggregate]) -> Compiled:
@@ -93,18 +97,27 @@ def compile_aggregates(aggregates: Mapping[str, Aggregate]) -> Compiled:
     items = list(aggregates.values())
     scope: dict[str, Any] = {"RowFailedError": RowFailedError}
     for i, item in enumerate(items):
-        scope |= {f"first{i}": item.first, f"step{i}": item.step, f"select{i}": item.selector, f"result{i}": item.result}
-    source = "\n".join([
-        _update_source("update_objects", items, mappings=False),
-        _update_source("update_mappings", items, mappings=True),
-        _results_source(list(aggregates), items),
-    ])  # fmt: skip
+        scope |= {
+            f"first{i}": item.first,
+            f"step{i}": item.step,
+            f"select{i}": item.selector,
+            f"result{i}": item.result,
+        }
+    source = "\n".join(
+        [
+            _update_source("update_objects", items, mappings=False),
+            _update_source("update_mappings", items, mappings=True),
+            _results_source(list(aggregates), items),
+        ]
+    )
     _execute(source, scope)
     merges = [item.merge for item in items]
     return Compiled(
-        scope["update_objects"], scope["update_mappings"], scope["results"],
+        scope["update_objects"],
+        scope["update_mappings"],
+        scope["results"],
         lambda a, b: [merge(x, y) for merge, x, y in zip(merges, a, b, strict=True)],
-    )  # fmt: skip
+    )
 
 
 def check_aggregates(aggregates: Mapping[str, Any]) -> None:
@@ -223,10 +236,7 @@ def _results_source(names: Sequence[str], items: Sequence[Aggregate]) -> str:
     fields = ["'key': key, 'window_start': start, 'window_end': end"]
     for i, (name, item) in enumerate(zip(names, items, strict=True)):
         fields.append(f"{name!r}: " + (f"acc[{i}]" if item.result is None else f"result{i}(acc[{i}])"))
-    return (
-        "def results(keys, rows, start, end):\n"
-        f"    return [{{{', '.join(fields)}}} for key, acc in zip(keys, rows)]"
-    )
+    return f"def results(keys, rows, start, end):\n    return [{{{', '.join(fields)}}} for key, acc in zip(keys, rows)]"
 
 
 def _execute(source: str, scope: dict[str, Any]) -> None:

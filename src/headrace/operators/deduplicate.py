@@ -54,9 +54,7 @@ class DeduplicateOperator:
         self._within_ms = within_ms
         self._cache = cache
         self._watermark = MIN_WATERMARK
-        self._slices: dict[int, Bucket[int]] = {
-            decode_time(bucket.prefix): bucket for bucket in cache.buckets()
-        }
+        self._slices: dict[int, Bucket[int]] = {decode_time(bucket.prefix): bucket for bucket in cache.buckets()}
 
     def process(self, batch: Batch) -> Outputs:
         """Let through what is not a repeat; nothing takes effect if an id cannot be had."""
@@ -65,8 +63,7 @@ class DeduplicateOperator:
         first, last = min(timestamps) // self._within_ms, max(timestamps) // self._within_ms
         near = [self._slice(number) for number in range(first - 1, last + 2) if number in self._slices]
         for bucket in near:
-            if not bucket.complete:
-                bucket.load(rows)
+            bucket.load(rows)
         limit = batch.running.last if batch.running else self._watermark
         alone = first == last and near in ([], [self._slices.get(first)]) and min(timestamps) >= limit
         mask = self._mark_in_slice(first, rows, timestamps) if alone else self._mark(batch, rows)

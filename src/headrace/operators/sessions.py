@@ -56,9 +56,12 @@ class SessionAggregate:
         rows = RowCodec(context.step, self.aggregates)
         codec = SessionCodec(rows)
         sessions = WriteBehind(
-            context.store, context.store_prefix("sessions"), Codec(codec.encode_many, codec.decode_many),
-            budget=context.budget, width=0,
-        )  # fmt: skip
+            context.store,
+            context.store_prefix("sessions"),
+            Codec(codec.encode_many, codec.decode_many),
+            budget=context.budget,
+            width=0,
+        )
         slots = WriteBehind(context.store, context.store_prefix("slots"), _MARKS, budget=context.budget)
         compiled = compile_aggregates(self.aggregates)
         return SessionAggregateOperator(
@@ -95,9 +98,14 @@ class SessionAggregateOperator:
     """The running form of ``SessionAggregate``."""
 
     def __init__(
-        self, gap_ms: int, lateness_ms: int, compiled: Compiled, decode_key: DecodeKey,
-        sessions: WriteBehind[list[Session]], slots: WriteBehind[bool],
-    ) -> None:  # fmt: skip
+        self,
+        gap_ms: int,
+        lateness_ms: int,
+        compiled: Compiled,
+        decode_key: DecodeKey,
+        sessions: WriteBehind[list[Session]],
+        slots: WriteBehind[bool],
+    ) -> None:
         self._gap_ms = gap_ms
         self._lateness_ms = lateness_ms
         self._compiled = compiled
@@ -111,8 +119,7 @@ class SessionAggregateOperator:
 
     def process(self, batch: Batch) -> Outputs:
         """Add each record to the session it belongs to, joining sessions that it connects."""
-        if not self._sessions.complete:
-            self._sessions.load([key for key in batch.keys if key is not None])
+        self._sessions.load([key for key in batch.keys if key is not None])
         failures: list[tuple[int, Exception]] = []
         late = [False] * len(batch)
         limit = batch.running.last if batch.running else self._watermark
@@ -144,8 +151,7 @@ class SessionAggregateOperator:
             closed += self._close(keys, watermark)
         closed.sort(key=lambda item: item[:2])
         return [
-            (MAIN, self._results(closed[start : start + EMIT_RECORDS]))
-            for start in range(0, len(closed), EMIT_RECORDS)
+            (MAIN, self._results(closed[start : start + EMIT_RECORDS])) for start in range(0, len(closed), EMIT_RECORDS)
         ]
 
     def output_watermark(self, watermark: int) -> int:
@@ -162,9 +168,10 @@ class SessionAggregateOperator:
         gap, lateness = self._gap_ms, self._lateness_ms
         sessions = self._sessions.live.get(key) or self._sessions.get(key) or []
         near = [
-            session for session in sessions
+            session
+            for session in sessions
             if session.first - gap < timestamp < session.last + gap and session.last + gap + lateness > watermark
-        ]  # fmt: skip
+        ]
         if not near and timestamp + gap + lateness <= watermark:
             return False
         alone: dict[bytes, Accumulators] = {}
@@ -173,9 +180,10 @@ class SessionAggregateOperator:
         for session in near:
             earlier, later = (session, joined) if session.first <= joined.first else (joined, session)
             joined = Session(
-                earlier.first, max(session.last, joined.last),
+                earlier.first,
+                max(session.last, joined.last),
                 self._compiled.merge(earlier.accumulators, later.accumulators),
-            )  # fmt: skip
+            )
         rest = [session for session in sessions if session not in near]
         self._sessions.live[key] = sorted([*rest, joined], key=lambda session: session.first)
         if not near:
@@ -193,8 +201,7 @@ class SessionAggregateOperator:
     def _close(self, keys: Sequence[bytes], watermark: int) -> list[tuple[int, bytes, Session]]:
         wait = self._gap_ms + self._lateness_ms
         closed = []
-        if not self._sessions.complete:
-            self._sessions.load(keys)
+        self._sessions.load(keys)
         for key in keys:
             sessions = self._sessions.live.get(key) or self._sessions.get(key) or []
             stay = [session for session in sessions if session.last + wait > watermark]

@@ -58,9 +58,13 @@ class WindowedAggregateOperator:
     """The running form of ``WindowedAggregate``."""
 
     def __init__(
-        self, windows: AlignedWindows, lateness_ms: int, compiled: Compiled, decode_key: DecodeKey,
+        self,
+        windows: AlignedWindows,
+        lateness_ms: int,
+        compiled: Compiled,
+        decode_key: DecodeKey,
         cache: WriteBehind[Accumulators],
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._windows = windows
         self._lateness_ms = lateness_ms
         self._compiled = compiled
@@ -74,8 +78,8 @@ class WindowedAggregateOperator:
     def process(self, batch: Batch) -> Outputs:
         """Add the records to their windows; those whose windows have all closed leave by ``late``."""
         failures: list[tuple[int, Exception]] = []
-        for end, rows in self._split(batch.timestamps):
-            part, rows = self._in_time(batch, end, rows)
+        for end, places in self._split(batch.timestamps):
+            part, rows = self._in_time(batch, end, places)
             if part is not None:
                 failures += [(rows[i] if rows is not None else i, error) for i, error in self._add(end, part)]
         late = self._late(batch)
@@ -185,8 +189,7 @@ def apply_update(
 ) -> list[tuple[int, Exception]]:
     """Add rows to a bucket and return the places of those on which user code failed, with what it raised."""
     keys, values, timestamps = columns
-    if not bucket.complete:
-        bucket.load(keys)
+    bucket.load(keys)
     failures: list[tuple[int, Exception]] = []
     start = 0
     while start < len(values):
@@ -198,5 +201,3 @@ def apply_update(
             cause = failed.__cause__
             failures.append((start - 1, cause if isinstance(cause, Exception) else failed))
     return failures
-
-

@@ -56,7 +56,8 @@ def serde_for(given: Any, what: str, default: Callable[[], Serde[Any]] = Msgpack
     """
     if given is None:
         return default()
-    simple = {bytes: Bytes, str: Str, int: Int}.get(given) if isinstance(given, type) else None
+    primitives: dict[Any, Callable[[], Serde[Any]]] = {bytes: Bytes, str: Str, int: Int}
+    simple = primitives.get(given) if isinstance(given, type) else None
     if simple is not None:
         return simple()
     if isinstance(given, Serde) and not isinstance(given, type):

@@ -11,7 +11,9 @@ from headrace.topology.plan import Plan, SubTopology, internal_topic, is_determi
 
 def describe_json(plan: Plan) -> str:
     """Return the plan as JSON: sub-topologies with inputs, steps and outputs."""
-    return json.dumps({"topology": plan.graph.name, "subtopologies": [_sub(plan, s) for s in plan.subtopologies]}, indent=2)
+    return json.dumps(
+        {"topology": plan.graph.name, "subtopologies": [_sub(plan, s) for s in plan.subtopologies]}, indent=2
+    )
 
 
 def describe_text(plan: Plan) -> str:
@@ -19,8 +21,7 @@ def describe_text(plan: Plan) -> str:
     lines = [f"topology {plan.graph.name}"]
     for sub in plan.subtopologies:
         lines.append(f"\nsub-topology {sub.name}: {sub.partitions} task{'s' * (sub.partitions != 1)}")
-        for node in sub.nodes:
-            lines.append("  " + _line(plan, sub, node))
+        lines += ["  " + _line(plan, sub, node) for node in sub.nodes]
     return "\n".join(lines)
 
 
@@ -30,9 +31,8 @@ def describe_mermaid(plan: Plan) -> str:
     lines = ["flowchart TD"]
     for number, sub in enumerate(plan.subtopologies):
         lines.append(f'  subgraph s{number}["{sub.name} x {sub.partitions}"]')
-        for node in sub.nodes:
-            if not (isinstance(node, Repartition) and node.name not in sub.sources):
-                lines.append(f"    {ids[node.name]}{_shape(node)}")
+        here = [n for n in sub.nodes if not (isinstance(n, Repartition) and n.name not in sub.sources)]
+        lines += [f"    {ids[node.name]}{_shape(node)}" for node in here]
         lines.append("  end")
     for node in plan.graph.nodes:
         for port in node.inputs:

@@ -144,7 +144,7 @@ def is_deterministic(graph: Graph, sub: SubTopology, edge: Repartition | Sink) -
     """
     above = _above(graph, sub, edge)
     stateful = [node for node in above if isinstance(node, Step) and node.spec.stateful]
-    if any(isinstance(node, Step) and node.spec.kind == "window" for node in stateful):
+    if any(node.spec.kind == "window" for node in stateful):
         return False
     return not stateful or sum(node.name in sub.sources for node in above) == 1
 

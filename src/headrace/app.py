@@ -1,0 +1,428 @@
+"""The composition root: opens what settings name, wires it up, and runs it."""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from headrace.checkpoint.checkpoints import Checkpoints
+from headrace.checkpoint.store import open_objects
+from headrace.clock import Clock, SystemClock
+from headrace.dsl.builder import Topology
+from headrace.errors import InvalidError, NotFoundError, SettingsError, TopologyError
+from headrace.log.api import Log, TopicConfig
+from headrace.metrics import Metrics
+from headrace.record import TopicPartition
+from headrace.runtime.bounds import Bounds
+from headrace.runtime.host import Host, WorkerStatus
+from headrace.runtime.http import StatusServer
+from headrace.runtime.supervisor import Report, supervise
+from headrace.runtime.worker import Parts, Worker
+from headrace.settings import Settings
+from headrace.topology.plan import Plan, plan, source_topics
+
+_log = logging.getLogger("headrace")
+
+_INTERNAL = TopicConfig(retention_ms=None, segment_bytes=16 * 1024 * 1024)
+"""Internal records are released when checkpoints no longer need them, and not by age."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunStatus:
+    """What a run is doing, all its workers together."""
+
+    state: str
+    """``starting``, ``restoring``, ``running``, ``draining`` or ``finished``."""
+    workers: int
+    tasks: int
+    restoring: int
+    records_in: int
+    """Read from sources since the start."""
+    total: int | None
+    """With ``until_end``, how many there were to read at the start."""
+    records_out: int
+    late: int
+    errors: int
+    lag_records: int
+    watermark_ms: int | None
+    metrics_url: str | None
+
+
+def open_log(settings: Settings, clock: Clock) -> Log:
+    """Open the log that the settings name.
+
+    Raises:
+        SettingsError: there is no such kind of log, or it cannot be used.
+    """
+    if settings.log == "memory://":
+        from headrace.log.memory import MemoryLog
+
+        return MemoryLog(clock)
+    if settings.log.startswith("kafka://"):
+        raise SettingsError(
+            "this version of headrace runs on the embedded log only, not on Kafka yet",
+            remedy="Give a directory with --log or HEADRACE_LOG",
+        )
+    if "://" in settings.log:
+        scheme = settings.log.split("://")[0]
+        raise SettingsError(
+            f"there is no log of kind {scheme}://", remedy="Give a directory with --log or HEADRACE_LOG"
+        )
+    from headrace.log.embedded.log import EmbeddedLog
+
+    return EmbeddedLog(Path(settings.log), clock=clock, fsync=settings.fsync)
+
+
+def open_checkpoints(settings: Settings, topology: str) -> Checkpoints:
+    """Open the checkpoints of a topology.
+
+    Raises:
+        SettingsError: the place cannot be used.
+    """
+    return Checkpoints(open_objects(settings.checkpoints, os.environ), settings.group or topology)
+
+
+def load_topology(spec: str) -> Topology:
+    """Import the topology that ``module`` or ``module:name`` means; the current folder can be imported from.
+
+    Raises:
+        NotFoundError: there is no such module or name.
+        TopologyError: the module has no topology, or several and no name was given.
+    """
+    module_name, _, name = spec.partition(":")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is not None and (module_name == error.name or module_name.startswith(error.name + ".")):
+            raise NotFoundError(
+                f"there is no module {module_name!r} here",
+                remedy="Give it as Python would import it, such as topologies.card_spend, from the folder it is in",
+            ) from error
+        raise
+    if name:
+        found = getattr(module, name, None)
+        if not isinstance(found, Topology):
+            raise NotFoundError(f"module {module_name!r} has no topology called {name!r}")
+        return found
+    topologies = {id(value): key for key, value in vars(module).items() if isinstance(value, Topology)}
+    if not topologies:
+        raise TopologyError(
+            f"module {module_name!r} has no topology", remedy='Assign one: topology = Topology("my-topology")'
+        )
+    if len(topologies) > 1:
+        names = sorted(topologies.values())
+        raise TopologyError(
+            f"module {module_name!r} has several topologies: {', '.join(names)}",
+            remedy=f"Say which one: {module_name}:{names[0]}",
+        )
+    topology: Topology = getattr(module, next(iter(topologies.values())))
+    return topology
+
+
+def prepare(topology: Topology, log: Log, settings: Settings) -> Plan:
+    """Check the topology against the log, and create the topics that it writes to.
+
+    Raises:
+        TopologyError: the topology is at fault.
+        NotFoundError: a topic that it reads does not exist.
+        InvalidError: an internal topic has another number of partitions than the plan wants.
+    """
+    graph = topology.graph()
+    topics = log.topics()
+    for name in source_topics(graph):
+        if name not in topics:
+            raise NotFoundError(
+                f"topology {graph.name!r} reads topic {name!r}, which does not exist in the log {log.url}",
+                remedy=f"Create it by writing to it (headrace produce {name} --partitions 4), or name another log",
+            )
+    planned = plan(graph, {name: info.partitions for name, info in topics.items()}, settings.repartition_partitions)
+    for name, count in planned.internal_topics().items():
+        if name in topics and topics[name].partitions != count:
+            raise InvalidError(
+                f"internal topic {name!r} has {topics[name].partitions} partitions, but this topology wants {count}: "
+                "keys would change their partition and lose their state",
+                remedy="Run with --repartition-partitions "
+                f"{topics[name].partitions}, or give the repartitioning step a new name= to begin anew",
+            )
+        log.create_topic(name, count, _INTERNAL)
+    widest = max(topics[name].partitions for name in source_topics(graph))
+    for sink in planned.sinks():
+        if sink.topic not in topics:
+            log.create_topic(sink.topic, sink.partitions or widest)
+    return planned
+
+
+def run(topology: Topology, *, log: Log | str | None = None, **settings: Any) -> RunStatus:
+    """Run a topology in this process until it is stopped, or until the end of its input.
+
+    Args:
+        topology: What to run.
+        log: A log object, or what ``Settings.log`` takes.
+        **settings: Fields of ``Settings``; ``HEADRACE_*`` variables count for those not given.
+
+    Raises:
+        HeadraceError: why it could not run, or could not go on.
+
+    Example:
+        >>> from headrace import Topology, run
+        >>> from headrace.clock import SystemClock
+        >>> from headrace.log.memory import MemoryLog
+        >>> log = MemoryLog(SystemClock())
+        >>> info = log.create_topic("words", 1)
+        >>> topology = Topology("shouting")
+        >>> topology.stream("words", value=str).map(str.upper).to("loud-words")
+        >>> run(topology, log=log, checkpoints="memory://", until_end=True, metrics_port=0).state
+        'finished'
+    """
+    url = log if isinstance(log, str) or log is None else None
+    loaded = Settings.load(os.environ, log=url, **settings)
+    if loaded.workers != 1:
+        raise SettingsError("run() uses one worker", remedy="Use the command for more: headrace run MODULE --workers N")
+    clock = SystemClock()
+    opened = log if log is not None and not isinstance(log, str) else open_log(loaded, clock)
+    try:
+        return _run_one(topology, opened, loaded, clock, None)
+    finally:
+        if opened is not log:
+            opened.close()
+
+
+def run_spec(spec: str, settings: Settings, on_status: Callable[[RunStatus], None] | None = None) -> RunStatus:
+    """Run the topology that ``spec`` names, with as many workers as the settings say.
+
+    It blocks; SIGTERM and SIGINT drain.
+
+    Raises:
+        HeadraceError: why it could not run, or could not go on.
+    """
+    clock = SystemClock()
+    topology = load_topology(spec)
+    log = open_log(settings, clock)
+    try:
+        if settings.workers == 1:
+            return _run_one(topology, log, settings, clock, on_status)
+        return _run_many(spec, topology, log, settings, on_status)
+    finally:
+        log.close()
+
+
+def _bounds(planned: Plan, log: Log) -> Bounds:
+    topics = log.topics()
+    return Bounds(
+        {
+            partition: log.end_offset(partition)
+            for topic in planned.source_topics()
+            for partition in (TopicPartition(topic, number) for number in range(topics[topic].partitions))
+        }
+    )
+
+
+def _run_one(
+    topology: Topology, log: Log, settings: Settings, clock: Clock, on_status: Callable[[RunStatus], None] | None
+) -> RunStatus:
+    planned = prepare(topology, log, settings)
+    bounds = _bounds(planned, log) if settings.until_end else None
+    metrics = Metrics(version("headrace"))
+    total = _left(planned, log, settings, bounds)
+    hosted: list[Host] = []
+    server = _serve(
+        settings, metrics.exposition, lambda: all(h.live() for h in hosted), lambda: any(h.ready() for h in hosted)
+    )
+    last = RunStatus("starting", 1, 0, 0, 0, total, 0, 0, 0, 0, None, server.url if server else None)
+
+    def tell(status: WorkerStatus) -> None:
+        nonlocal last
+        last = _combined([status], total, set(planned.source_topics()), server.url if server else None)
+        if on_status is not None:
+            on_status(last)
+
+    try:
+        member_id = f"{socket.gethostname()}-{os.getpid()}"
+        with _worker(planned, log, settings, clock, metrics, member_id, bounds) as worker:
+            host = Host(worker, clock, settings, tell, lambda: _overdue(settings))
+            hosted.append(host)
+            with _stopped_by_signals(host.stop):
+                host.run()
+    finally:
+        if server is not None:
+            server.stop()
+    return last
+
+
+def _run_many(
+    spec: str, topology: Topology, log: Log, settings: Settings, on_status: Callable[[RunStatus], None] | None
+) -> RunStatus:
+    planned = prepare(topology, log, settings)
+    bounds = _bounds(planned, log) if settings.until_end else None
+    total = _left(planned, log, settings, bounds)
+    sources = set(planned.source_topics())
+    ends = None if bounds is None else dict(bounds.ends)
+    with supervise(run_worker, (spec, settings, ends), settings) as group:
+        server = _serve(settings, group.exposition, group.live, group.ready)
+        url = server.url if server else None
+        last = RunStatus("starting", settings.workers, 0, 0, 0, total, 0, 0, 0, 0, None, url)
+        try:
+            with _stopped_by_signals(group.stop):
+                for statuses in group.run():
+                    last = _combined(statuses, total, sources, url)
+                    if on_status is not None:
+                        on_status(last)
+        finally:
+            if server is not None:
+                server.stop()
+    return last
+
+
+def run_worker(
+    index: int, report: Report, spec: str, settings: Settings, ends: Mapping[TopicPartition, int] | None
+) -> None:
+    """Run one of several workers, in a process of its own; the supervisor calls this there."""
+    clock = SystemClock()
+    topology = load_topology(spec)
+    log = open_log(settings, clock)
+    try:
+        planned = prepare(topology, log, settings)
+        metrics = Metrics(version("headrace"))
+        bounds = None if ends is None else Bounds(ends)
+        member_id = f"{socket.gethostname()}-{os.getpid()}-{index}"
+        with _worker(planned, log, settings, clock, metrics, member_id, bounds) as worker:
+            host = Host(worker, clock, settings, report.take, lambda: _overdue(settings))
+            report.start(metrics.exposition, host)
+            with _stopped_by_signals(host.stop, interrupt=False):
+                host.run()
+    finally:
+        log.close()
+
+
+@contextmanager
+def _worker(
+    planned: Plan, log: Log, settings: Settings, clock: Clock, metrics: Metrics, member_id: str, bounds: Bounds | None
+) -> Iterator[Worker]:
+    from headrace.state.rocksdb import RocksStores
+
+    topics = log.topics()
+    jobs = ThreadPoolExecutor(2, thread_name_prefix="headrace-job")
+    parts = Parts(
+        planned,
+        log,
+        log.group(settings.group or planned.graph.name),
+        open_checkpoints(settings, planned.graph.name),
+        RocksStores(settings.block_cache_bytes),
+        jobs,
+        clock,
+        metrics,
+        settings,
+        {name: info.partitions for name, info in topics.items()},
+    )
+    worker = Worker(parts, member_id, bounds)
+    try:
+        with _calm_collector():
+            yield worker
+    finally:
+        if not worker.done:
+            worker.close()
+        jobs.shutdown()
+
+
+@contextmanager
+def _calm_collector() -> Iterator[None]:
+    """Let the garbage collector look less often: state is millions of small objects and none of them is a cycle."""
+    thresholds = gc.get_threshold()
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(100_000, 50, 100)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*thresholds)
+        gc.unfreeze()
+
+
+@contextmanager
+def _stopped_by_signals(stop: Callable[[], None], *, interrupt: bool = True) -> Iterator[None]:
+    """Let SIGTERM and SIGINT call ``stop``, and a second SIGINT interrupt as usual."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def on_signal(number: int, frame: Any) -> None:
+        stop()
+        if number == signal.SIGINT:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    before = {
+        signal.SIGTERM: signal.signal(signal.SIGTERM, on_signal),
+        signal.SIGINT: signal.signal(signal.SIGINT, on_signal if interrupt else signal.SIG_IGN),
+    }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _serve(
+    settings: Settings, exposition: Callable[[], bytes], live: Callable[[], bool], ready: Callable[[], bool]
+) -> StatusServer | None:
+    if settings.metrics_port == 0:
+        return None
+    server = StatusServer(
+        settings.metrics_host, settings.metrics_port, exposition, lambda: (live(), {}), lambda: (ready(), {})
+    )
+    server.start()
+    return server
+
+
+def _overdue(settings: Settings) -> None:
+    """End the process: user code holds the only thread that could end it in order."""
+    _log.error(
+        "draining took longer than %s ms: the worker ends without a last checkpoint, and the records since the one "
+        "before will be processed again",
+        settings.drain_timeout_ms,
+    )
+    logging.shutdown()
+    os._exit(1)
+
+
+def _left(planned: Plan, log: Log, settings: Settings, bounds: Bounds | None) -> int | None:
+    """Return how many records of a bounded input are yet to be read, by what the group has committed."""
+    if bounds is None:
+        return None
+    committed = log.group(settings.group or planned.graph.name).committed()
+    return sum(end - (committed[p].offset if p in committed else log.start_offset(p)) for p, end in bounds.ends.items())
+
+
+def _combined(statuses: list[WorkerStatus], total: int | None, sources: set[str], url: str | None) -> RunStatus:
+    states = {status.state for status in statuses}
+    restoring = sum(status.restoring for status in statuses)
+    state = next((s for s in ("draining", "running", "starting") if s in states), "finished")
+    marks = [status.watermark_ms for status in statuses if status.watermark_ms is not None]
+    return RunStatus(
+        state="restoring" if state == "running" and restoring else state,
+        workers=len(statuses),
+        tasks=sum(status.tasks for status in statuses),
+        restoring=restoring,
+        records_in=sum(n for status in statuses for topic, n in status.records_in if topic in sources),
+        total=total,
+        records_out=sum(status.records_out for status in statuses),
+        late=sum(status.late for status in statuses),
+        errors=sum(status.errors for status in statuses),
+        lag_records=sum(status.lag_records for status in statuses),
+        watermark_ms=min(marks, default=None),
+        metrics_url=url,
+    )

@@ -1,0 +1,1 @@
+"""Running a plan: tasks as synchronous state machines, and the thin shell that feeds them."""

@@ -1,0 +1,168 @@
+"""Where records leave a task: encoding, partitioning, and the positions by which a repeat is known. Pure."""
+
+from __future__ import annotations
+
+import struct
+from array import array
+from collections.abc import Callable, Sequence
+from itertools import chain
+from operator import itemgetter
+from typing import Any
+from zlib import crc32
+
+from headrace.errors import TopologyError
+from headrace.operators.api import Batch
+from headrace.operators.selectors import Selector, select
+from headrace.record import JoinedBytes, Origin, Progress, RecordBatch, TopicPartition, control_batch
+from headrace.serde.api import Serde
+from headrace.serde.msgpack import Msgpack
+
+_PLAIN = (dict, list, str, int, float, bool, bytes, type(None))
+_CHUNK = struct.Struct(">I")
+
+Append = tuple[TopicPartition, RecordBatch]
+
+
+class Edge:
+    """One output of one task.
+
+    Records get positions in the order in which they leave. After a crash the task makes them again from its last
+    checkpoint with the same positions, as long as they follow from the records of one input; so there is a sequence
+    for each input.
+    """
+
+    def __init__(
+        self,
+        *,
+        topology: str,
+        step: str,
+        task: str,
+        inputs: int,
+        topic: str,
+        partitions: int,
+        value: Serde[Any],
+        key_of: Selector | None = None,
+        key: Serde[Any] | None = None,
+    ) -> None:
+        self.step = step
+        self.topic = topic
+        self.partitions = partitions
+        self.internal = key is not None
+        self.sequences: dict[str, int] = {}
+        """The next position, by source."""
+        self.sent: dict[int, Progress] = {}
+        """What was reported last to each partition of an internal topic."""
+        self._source = f"{topology}/{step}/{task}"
+        self._inputs = inputs
+        self._value = value
+        self._key_of = key_of
+        self._key = key
+        self._waiting: list[Batch] = []
+
+    def process(self, batch: Batch) -> Batch:
+        """Encode a batch for this edge; the same for a part of it, so that a bad record can be found.
+
+        Raises:
+            Exception: a key or value cannot be had or encoded; nothing of the batch leaves.
+        """
+        keys = batch.keys
+        if self._key is not None and self._key_of is not None:
+            keys = self._key.encode_many(select(self._key_of, batch.values))
+            if None in keys:
+                raise TypeError("the key to repartition by is missing")
+            self._check_readable(batch.values)
+        values: list[Any] = self._value.encode_many(batch.values)
+        return Batch(batch.offsets, batch.timestamps, keys, values, batch.headers)
+
+    def add(self, encoded: Batch) -> None:
+        """Let what ``process`` returned leave with the next ``pack``."""
+        self._waiting.append(encoded)
+
+    def pack(self, topic: str, progress: Progress) -> list[Append]:
+        """Return what is to be appended, by partition.
+
+        Args:
+            topic: The input that the records come from.
+            progress: How far the task has got; goes with every batch to an internal topic.
+        """
+        if not self._waiting:
+            return []
+        batch = self._waiting[0] if len(self._waiting) == 1 else _concatenate(self._waiting)
+        self._waiting = []
+        source = self._source if self._inputs == 1 else f"{self._source}/{topic}"
+        start = self.sequences.get(source, 0)
+        self.sequences[source] = start + len(batch)
+        appends = []
+        for partition, part, positions in self._partition(batch, start):
+            record_batch = RecordBatch(
+                part.timestamps,
+                part.keys,
+                JoinedBytes.of(part.values),
+                part.headers,
+                Origin(source, positions),
+                progress if self.internal else None,
+            )
+            if self.internal:
+                self.sent[partition] = progress
+            appends.append((TopicPartition(self.topic, partition), record_batch))
+        return appends
+
+    def report(self, progress: Progress) -> list[Append]:
+        """Return control batches for the partitions of an internal topic that have not heard of ``progress``."""
+        if not self.internal:
+            return []
+        appends = []
+        for partition in range(self.partitions):
+            if self.sent.get(partition) != progress:
+                self.sent[partition] = progress
+                batch = control_batch(progress)
+                batch.origin = Origin(self._source, [0])
+                appends.append((TopicPartition(self.topic, partition), batch))
+        return appends
+
+    def _partition(self, batch: Batch, start: int) -> list[tuple[int, Batch, Sequence[int]]]:
+        count = self.partitions
+        if count == 1:
+            return [(0, batch, range(start, start + len(batch)))]
+        places: list[list[int]] = [[] for _ in range(count)]
+        if None in batch.keys:
+            for i, key in enumerate(batch.keys):
+                data = _CHUNK.pack((start + i) // 256 % 2**32) if key is None else key
+                places[crc32(data) % count].append(i)
+        else:
+            adders: list[Callable[[int], None]] = [place.append for place in places]
+            for i, hashed in enumerate(map(crc32, batch.keys)):  # type: ignore[arg-type]
+                adders[hashed % count](i)
+        parts: list[tuple[int, Batch, Sequence[int]]] = []
+        for partition, rows in enumerate(places):
+            if len(rows) == len(batch):
+                return [(partition, batch, range(start, start + len(batch)))]
+            if rows:
+                parts.append((partition, _pick(batch, rows), array("q", [start + i for i in rows])))
+        return parts
+
+    def _check_readable(self, values: list[Any]) -> None:
+        if isinstance(self._value, Msgpack) and self._value.kind is Any and not isinstance(values[0], _PLAIN):
+            name = type(values[0]).__name__
+            raise TopologyError(
+                f"step {self.step!r} sends {name} objects through an internal topic, behind which they would be dicts",
+                remedy=f"Annotate the function that makes them with -> {name}, or make dicts",
+            )
+
+
+def _pick(batch: Batch, rows: list[int]) -> Batch:
+    if len(rows) == 1:
+        return batch.part(rows[0], rows[0] + 1)
+    pick = itemgetter(*rows)
+    headers = batch.headers and list(pick(batch.headers))
+    return Batch(rows, list(pick(batch.timestamps)), list(pick(batch.keys)), list(pick(batch.values)), headers)
+
+
+def _concatenate(batches: list[Batch]) -> Batch:
+    def column(name: str) -> list[Any]:
+        return list(chain.from_iterable(getattr(batch, name) for batch in batches))
+
+    headers: list[Any] | None = None
+    if any(batch.headers for batch in batches):
+        headers = [row for batch in batches for row in (batch.headers or [()] * len(batch))]
+    return Batch(column("offsets"), column("timestamps"), column("keys"), column("values"), headers)

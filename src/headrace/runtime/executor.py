@@ -1,0 +1,264 @@
+"""The chain of a task: its operators wired up, from the sources to the edges. Pure but for the store below."""
+
+from __future__ import annotations
+
+import traceback
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from headrace.errors import HeadraceError, RecordError
+from headrace.operators.api import MAIN, Batch, Operator, Outputs, RecordsFailedError, StepContext
+from headrace.operators.windowed import LATE
+from headrace.record import MIN_WATERMARK, TIMESTAMP_LIMIT, Progress, TopicPartition
+from headrace.runtime.edges import Append, Edge
+from headrace.topology.graph import ErrorPolicy, Node, Repartition, Sink, Step
+from headrace.topology.plan import Plan, SubTopology, TaskId, internal_topic
+
+_PACKAGE = __file__.removesuffix("runtime/executor.py")
+
+
+@dataclass(slots=True)
+class Tally:
+    """What happened since somebody last took the tally."""
+
+    records_in: Counter[str] = field(default_factory=Counter)
+    """By topic."""
+    records_out: Counter[str] = field(default_factory=Counter)
+    """By topic."""
+    sent: Counter[str] = field(default_factory=Counter)
+    """By the step that wrote them."""
+    late: Counter[str] = field(default_factory=Counter)
+    """By step."""
+    errors: Counter[str] = field(default_factory=Counter)
+    """By step; only those that were skipped."""
+    repeats: int = 0
+    """Records of internal topics that were there before."""
+
+
+class Chain:
+    """The operators of one task.
+
+    Args:
+        plan: The plan that the task is part of.
+        sub: Its sub-topology.
+        task: Its id.
+        partitions: How many partitions each output topic has.
+        context: Makes the context of a step's operator.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        sub: SubTopology,
+        task: TaskId,
+        partitions: Mapping[str, int],
+        context: Callable[[str], StepContext],
+    ) -> None:
+        self.tally = Tally()
+        self._partition = TopicPartition(sub.inputs[0].topic, task.partition)
+        """The input that is being worked on, for messages."""
+        self._steps: list[tuple[Step, Operator]] = []
+        self._operators: dict[str, Operator] = {}
+        self._edges: dict[str, Edge] = {}
+        self._nodes: dict[str, Node] = {node.name: node for node in sub.nodes}
+        self._children: dict[tuple[str, str], list[str]] = {}
+        self._sources = sorted(sub.sources)
+        self._watermarks: dict[str, int] = dict.fromkeys(self._sources, MIN_WATERMARK)
+        self._holds: dict[str, int] = dict.fromkeys(self._sources, 0)
+        """How far behind the task's watermark the one that leaves each step is."""
+        for node in sub.nodes:
+            if node.name in sub.sources:
+                continue
+            for port in node.inputs:
+                self._children.setdefault((port.node, port.port), []).append(node.name)
+            if isinstance(node, Step):
+                operator = node.spec.build(context(node.name))
+                self._operators[node.name] = operator
+                self._steps.append((node, operator))
+                self._watermarks[node.name] = MIN_WATERMARK
+                own = TIMESTAMP_LIMIT - operator.output_watermark(TIMESTAMP_LIMIT)
+                self._holds[node.name] = own + self._held(node)
+            elif isinstance(node, Sink | Repartition):
+                self._edges[node.name] = _edge(plan, sub, task, node, partitions)
+
+    def process(self, node: str, batch: Batch, where: TopicPartition) -> None:
+        """Run a batch of records that enter at ``node`` through everything below it.
+
+        Raises:
+            RecordError: a record failed in a step whose policy is to stop.
+        """
+        self._partition = where
+        self._forward(node, [(MAIN, batch)])
+
+    def advance(self, watermark: int) -> None:
+        """Let every step know the task's watermark, upstream before downstream.
+
+        Raises:
+            RecordError: what a window made fails in a step whose policy is to stop.
+        """
+        marks = self._watermarks
+        marks.update(dict.fromkeys(self._sources, watermark))
+        for node, operator in self._steps:
+            reached = min(marks[port.node] for port in node.inputs)
+            self._forward(node.name, operator.on_watermark(reached))
+            marks[node.name] = operator.output_watermark(reached)
+
+    def close_at_end(self) -> int | None:
+        """Return the watermark that would close what is open nearest to the sources, None if nothing is."""
+        for node, operator in self._steps:
+            mark = operator.close_at_end()
+            if mark is not None:
+                return mark + self._held(node)
+        return None
+
+    def pack(self, topic: str, idle: bool, end: int) -> list[Append]:
+        """Return what the edges have gathered, as appends."""
+        appends: list[Append] = []
+        for name, edge in self._edges.items():
+            for append in edge.pack(topic, self._progress(name, idle, end)):
+                self.tally.records_out[edge.topic] += len(append[1])
+                self.tally.sent[name] += len(append[1])
+                appends.append(append)
+        return appends
+
+    def report(self, idle: bool, end: int) -> list[Append]:
+        """Return control batches for internal partitions that have not heard how far this task is."""
+        return [a for name, edge in self._edges.items() for a in edge.report(self._progress(name, idle, end))]
+
+    def sequences(self) -> dict[str, int]:
+        """Return the next positions of all edges, for the checkpoint."""
+        return {source: n for edge in self._edges.values() for source, n in edge.sequences.items()}
+
+    def restore(self, sequences: Mapping[str, int]) -> None:
+        """Take the positions that a checkpoint kept."""
+        for edge in self._edges.values():
+            edge.sequences = {s: n for s, n in sequences.items() if s.split("/")[1] == edge.step}
+
+    def fail(self, step: str, policy: ErrorPolicy, partition: TopicPartition, offset: int, error: Exception) -> None:
+        """Deal with one record that failed.
+
+        Args:
+            step: Where.
+            policy: What the step does with such records.
+            partition: The input that the record came from.
+            offset: Its offset there; negative if a closing window made it.
+            error: What was raised.
+
+        Raises:
+            RecordError: the policy is to stop.
+        """
+        if policy == "skip":
+            self.tally.errors[step] += 1
+            return
+        place = f"the record at partition {partition}, offset {offset}"
+        if offset < 0:
+            place = f"the result of a window that a record of partition {partition} closed"
+        failure = RecordError(
+            f"step {step!r} failed on {place}: {describe_failure(error)}",
+            remedy='Fix the step or the data and start again; nothing is lost. on_error="skip" leaves such records out',
+        )
+        if frames := user_frames(error):
+            failure.add_note("".join(["Traceback (most recent call last):\n", *traceback.format_list(frames)]).rstrip())
+        raise failure from error
+
+    def _held(self, node: Step) -> int:
+        return max(self._holds[port.node] for port in node.inputs)
+
+    def _progress(self, name: str, idle: bool, end: int) -> Progress:
+        return Progress(min(self._watermarks[port.node] for port in self._nodes[name].inputs), idle, end)
+
+    def _forward(self, node: str, outputs: Outputs) -> None:
+        for port, batch in outputs:
+            if not len(batch):
+                continue
+            if port == LATE:
+                self.tally.late[node] += len(batch)
+            for child in self._children.get((node, port), ()):
+                self._run(child, batch)
+
+    def _run(self, name: str, batch: Batch) -> None:
+        edge = self._edges.get(name)
+        if edge is not None:
+            self._leave(name, edge, batch)
+            return
+        operator = self._operators[name]
+        try:
+            outputs = operator.process(batch)
+        except RecordsFailedError as failed:
+            self._fail_all(name, batch, failed)
+            outputs = failed.done
+        except HeadraceError:
+            raise
+        except Exception:  # noqa: BLE001  # user code may raise anything
+            outputs = self._one_by_one(name, operator, batch)
+        self._forward(name, outputs)
+
+    def _one_by_one(self, name: str, operator: Operator, batch: Batch) -> Outputs:
+        """Run a batch of which nothing has taken effect record by record, to find those that fail."""
+        outputs: Outputs = []
+        for i in range(len(batch)):
+            part = batch.part(i, i + 1)
+            try:
+                outputs += operator.process(part)
+            except RecordsFailedError as failed:
+                self._fail_all(name, part, failed)
+                outputs += failed.done
+            except HeadraceError:
+                raise
+            except Exception as error:  # noqa: BLE001  # user code may raise anything
+                self.fail(name, self._nodes[name].on_error, self._partition, batch.offsets[i], error)
+        return outputs
+
+    def _leave(self, name: str, edge: Edge, batch: Batch) -> None:
+        try:
+            edge.add(edge.process(batch))
+            return
+        except HeadraceError:
+            raise
+        except Exception as error:  # noqa: BLE001  # values of any type may come here
+            if len(batch) == 1:
+                self.fail(name, self._nodes[name].on_error, self._partition, batch.offsets[0], error)
+                return
+        for i in range(len(batch)):
+            self._leave(name, edge, batch.part(i, i + 1))
+
+    def _fail_all(self, name: str, batch: Batch, failed: RecordsFailedError) -> None:
+        for place, error in failed.failures:
+            self.fail(name, self._nodes[name].on_error, self._partition, batch.offsets[place], error)
+
+
+def user_frames(error: Exception) -> list[traceback.FrameSummary]:
+    """Return the frames of an error that are not this package's own."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return [f for f in frames if not f.filename.startswith((_PACKAGE, "<headrace"))]
+
+
+def describe_failure(error: Exception) -> str:
+    """Say what was raised and at which line of the user's, without what the user's exception says: it may hold data.
+
+    Messages of decoding errors and of this package name fields and types only, and are kept.
+    """
+    frames = user_frames(error)
+    if frames:
+        return f"{type(error).__name__} at {frames[-1].filename}:{frames[-1].lineno}"
+    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _edge(plan: Plan, sub: SubTopology, task: TaskId, node: Sink | Repartition, partitions: Mapping[str, int]) -> Edge:
+    if isinstance(node, Repartition):
+        topic, key_of, key = internal_topic(plan.graph, node), node.selector, node.key
+    else:
+        topic, key_of, key = node.topic, None, None
+    return Edge(
+        topology=plan.graph.name,
+        step=node.name,
+        task=str(task),
+        inputs=len(sub.inputs),
+        topic=topic,
+        partitions=partitions[topic],
+        value=node.value,
+        key_of=key_of,
+        key=key,
+    )

@@ -1,0 +1,96 @@
+"""One task on one worker: its readers, its store, and where in its life it is."""
+
+from __future__ import annotations
+
+from collections import deque
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any
+
+from headrace.checkpoint.manifest import Manifest
+from headrace.log.api import Lease, Log, Reader
+from headrace.metrics import TaskMetrics
+from headrace.record import RecordBatch, TopicPartition
+from headrace.runtime.bounds import Bounds
+from headrace.runtime.edges import Append
+from headrace.runtime.lifecycle import Phase, moved
+from headrace.runtime.task import Task
+from headrace.state.api import Store
+from headrace.topology.plan import SubTopology, TaskId
+
+
+@dataclass(slots=True)
+class Slot:
+    """What a worker knows of one of its tasks."""
+
+    id: TaskId
+    sub: SubTopology
+    lease: Lease
+    metrics: TaskMetrics
+    job: Future[Any] | None = None
+    """The restore or checkpoint that is under way."""
+    job_started_ms: int = 0
+    phase: Phase = Phase.RESTORING
+    task: Task | None = None
+    store: Store | None = None
+    readers: dict[TopicPartition, Reader] = field(default_factory=dict)
+    read_time_ms: dict[TopicPartition, int] = field(default_factory=dict)
+    """Timestamp of the record that was read last."""
+    manifest: Manifest | None = None
+    checkpointed_ms: int = 0
+    unsent: deque[Append] = field(default_factory=deque)
+    """Outputs that the log did not take yet; until it does, the task takes no more records."""
+    retry_ms: int = 0
+    saved_end: int = -1
+    """The bound up to which its last checkpoint says that it is finished."""
+
+    def move(self, phase: Phase) -> None:
+        """Go on to the next phase of its life."""
+        self.phase = moved(self.phase, phase)
+
+    def open(self, log: Log, task: Task, store: Store) -> None:
+        """Take the restored task and begin to read its inputs where it left off."""
+        self.task, self.store = task, store
+        for partition, position in task.positions.items():
+            self.readers[partition] = log.reader(partition, position)
+
+    def close(self) -> None:
+        """Drop task and readers; what was not checkpointed is gone."""
+        self.move(Phase.GONE)
+        for reader in self.readers.values():
+            reader.close()
+        if self.task is not None:
+            self.task.close()
+        self.metrics.forget()
+
+    def read(self, max_records: int, bounds: Bounds | None) -> tuple[TopicPartition, RecordBatch] | None:
+        """Return the next batch of the input whose event time is furthest behind, None if there is none.
+
+        With bounds, a source is not read beyond its end.
+        """
+        assert self.task is not None
+        for partition in self.task.inputs_by_time():
+            reader = self.readers[partition]
+            most = max_records
+            if bounds is not None:
+                left = bounds.left(partition, reader.position)
+                most = max_records if left is None else min(max_records, left)
+            batch = reader.read(most) if most else None
+            if batch is not None:
+                return partition, batch
+        return None
+
+    def at_end(self) -> dict[TopicPartition, bool]:
+        """Return which inputs were read to the end they have now."""
+        return {p: reader.position >= reader.end_offset() for p, reader in self.readers.items()}
+
+    def finishes(self, bounds: Bounds) -> bool:
+        """Return whether the task has had all its input but was not told so yet."""
+        assert self.task is not None
+        if self.unsent or self.task.finished >= bounds.number or not self.task.upstream_finished(bounds.number):
+            return False
+        return not any(bounds.left(p, reader.position) for p, reader in self.readers.items())
+
+    def lag(self) -> dict[TopicPartition, int]:
+        """Return how many records of each input are yet to be read."""
+        return {p: max(0, reader.end_offset() - reader.position) for p, reader in self.readers.items()}

@@ -1,0 +1,327 @@
+"""A task: one sub-topology on one partition, as a synchronous state machine.
+
+Batches go in, appends come out. It reads no clock and opens nothing; its store, and the time where that matters, are
+given to it. ``flush`` puts everything that a successor needs into the store: the operators' state, the positions in
+the inputs, the watermarks, and the positions on the edges. A task that is built on a copy of that store and fed from
+those positions does what this one would have done.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import msgpack
+
+from headrace.errors import CorruptError, InvalidError, TopologyError
+from headrace.operators.api import Batch, StepContext
+from headrace.record import RecordBatch, TopicPartition
+from headrace.runtime.edges import Append
+from headrace.runtime.executor import Chain, Tally
+from headrace.runtime.ingest import decode, ingest
+from headrace.runtime.watermarks import InputTime, InternalTime, Running, SourceTime, TaskTime
+from headrace.state.api import Store, WriteBatch
+from headrace.state.cache import Budget
+from headrace.state.keys import store_prefix
+from headrace.topology.graph import Repartition, Source, Step
+from headrace.topology.plan import Input, Plan, SubTopology, TaskId
+
+FORMAT = 1
+"""Version of what ``flush`` writes beside the operators' rows."""
+
+_META = store_prefix(0) + b"task"
+
+
+@dataclass(slots=True)
+class _TaskInput:
+    """One input partition as the task sees it."""
+
+    input: Input
+    node: Source | Repartition
+    time: InputTime
+    position: int
+    seen: dict[str, int]
+    """Highest position taken from each upstream edge."""
+
+
+class Task:
+    """The state machine.
+
+    Args:
+        plan: The plan that it is part of.
+        sub: Its sub-topology.
+        task_id: Its id.
+        store: Its store, as a checkpoint left it, or empty.
+        partitions: How many partitions each output topic has.
+        cache_bytes: Memory for its write-behind caches.
+        starts: Where to begin in each input if the store does not say.
+
+    Raises:
+        CorruptError: the store was written by a newer version, or makes no sense.
+        InvalidError: it belongs to another task.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        sub: SubTopology,
+        task_id: TaskId,
+        store: Store,
+        *,
+        partitions: Mapping[str, int],
+        cache_bytes: int,
+        starts: Mapping[TopicPartition, int],
+    ) -> None:
+        self.id = task_id
+        self.budget = Budget(cache_bytes)
+        self.changed = False
+        """True if a checkpoint would say something new."""
+        self._store = store
+        meta = _read_meta(store, task_id)
+        self._store_ids: dict[str, int] = meta.get("stores", {})
+        self._inputs: dict[TopicPartition, _TaskInput] = {}
+        for item in sub.inputs:
+            if task_id.partition < item.partitions:
+                partition = TopicPartition(item.topic, task_id.partition)
+                self._inputs[partition] = self._input(plan, item, partition, meta, starts)
+        self._time = TaskTime({partition: item.time for partition, item in self._inputs.items()})
+        self._chain = Chain(plan, sub, task_id, partitions, self._context)
+        self._chain.restore(meta.get("sequences", {}))
+        self._end: int = meta.get("end", -1)
+        self._shapes = {n.name: n.spec.shape() for n in sub.nodes if isinstance(n, Step) and n.spec.stateful}
+        if meta:
+            _check_shapes(task_id, meta["shapes"], self._shapes)
+            self._time.watermark = meta["watermark"]
+            self._chain.advance(self._time.watermark)
+
+    @property
+    def positions(self) -> dict[TopicPartition, int]:
+        """Return the next offset to read of every input."""
+        return {partition: item.position for partition, item in self._inputs.items()}
+
+    @property
+    def watermark(self) -> int:
+        """Return the task's watermark."""
+        return self._time.watermark
+
+    @property
+    def idle(self) -> bool:
+        """Return whether every input has run dry."""
+        return self._time.idle
+
+    @property
+    def finished(self) -> int:
+        """Return the bound up to which ``finish`` was called, -1 if never."""
+        return self._end
+
+    def take_tally(self) -> Tally:
+        """Return what happened since the last call."""
+        tally, self._chain.tally = self._chain.tally, Tally()
+        return tally
+
+    def held_back_by(self) -> TopicPartition:
+        """Return the input that holds the watermark back."""
+        partition: TopicPartition = self._time.held_back_by()
+        return partition
+
+    def inputs_by_time(self) -> list[TopicPartition]:
+        """Return the inputs, that whose event time is furthest behind first."""
+        if len(self._inputs) == 1:
+            return list(self._inputs)
+        return sorted(self._inputs, key=lambda partition: self._inputs[partition].time.watermark)
+
+    def step(self, partition: TopicPartition, records: RecordBatch) -> list[Append]:
+        """Take a batch of one input and return what is to be appended because of it.
+
+        Raises:
+            RecordError: a record failed and the policy is to stop; the task must be dropped.
+        """
+        item = self._inputs[partition]
+        self.changed = True
+        self._chain.tally.records_in[partition.topic] += 0 if records.control else len(records)
+        if isinstance(item.time, InternalTime):
+            self._take_internal(item, item.time, partition, records)
+        elif not records.control:
+            self._take_source(item, item.time, partition, records)
+        item.position = records.next_offset
+        return self._advance(partition.topic)
+
+    def tick(self, now_ms: int, at_end: Mapping[TopicPartition, bool]) -> list[Append]:
+        """Learn the time, and which inputs were read to their end; return what is to be appended because of it."""
+        before = self._time.watermark
+        if self._time.tick(now_ms, at_end) == before:
+            return []
+        self.changed = True
+        self._chain.advance(self._time.watermark)
+        return self._chain.pack(next(iter(self._inputs)).topic, self._time.idle, self._end)
+
+    def report(self) -> list[Append]:
+        """Return control batches for internal partitions that have not heard how far this task is."""
+        return self._chain.report(self._time.idle, self._end)
+
+    def upstream_finished(self, bound: int) -> bool:
+        """Return whether everything that writes to this task's internal inputs is finished up to ``bound``."""
+        times = [item.time for item in self._inputs.values()]
+        return all(time.ended(bound) for time in times if isinstance(time, InternalTime))
+
+    def finish(self, bound: int) -> list[Append]:
+        """Close everything that is open, as the input has ended at ``bound``.
+
+        The watermark moves just as far as that needs. Records that come in a later run are late only for what was
+        closed here.
+        """
+        self._end = bound
+        self.changed = True
+        topic = next(iter(self._inputs)).topic
+        appends: list[Append] = []
+        while (mark := self._chain.close_at_end()) is not None:
+            self._time.watermark = max(self._time.watermark, mark)
+            self._chain.advance(self._time.watermark)
+            appends += self._chain.pack(topic, self._time.idle, bound)
+        return appends
+
+    def flush(self) -> None:
+        """Write everything that changed into the store as one; a snapshot of it is then a checkpoint.
+
+        Raises:
+            RetriableError: the disk is full; the task must be dropped and restored.
+        """
+        batch = WriteBatch()
+        self.budget.flush(batch)
+        meta = {
+            "format": FORMAT,
+            "task": str(self.id),
+            "stores": self._store_ids,
+            "watermark": self._time.watermark,
+            "end": self._end,
+            "shapes": self._shapes,
+            "sequences": self._chain.sequences(),
+            "inputs": {
+                str(partition): [item.position, item.time.state(), item.seen]
+                for partition, item in self._inputs.items()
+            },
+        }
+        batch.puts.insert(0, (_META, msgpack.packb(meta)))
+        self._store.write(batch)
+        self.changed = False
+
+    def relieve(self) -> None:
+        """Write what is cached into the store and let it go, if the caches take more than they may."""
+        if self.budget.over():
+            self.budget.relieve(self._store)
+
+    def state_bytes(self) -> int:
+        """Return about how many bytes the store takes."""
+        return self._store.size_bytes()
+
+    def cache_statistics(self) -> list[tuple[str, int, int, int]]:
+        """Return for each part of the state: name, bytes in memory, and look-ups hit and missed since the last call."""
+        names = {store_prefix(number): name for name, number in self._store_ids.items()}
+        return [(names[cache.prefix], cache.used_bytes(), *cache.take_lookups()) for cache in self.budget.caches()]
+
+    def close(self) -> None:
+        """Close the store; what was not flushed is gone."""
+        self._store.close()
+
+    def _take_source(self, item: _TaskInput, time: SourceTime, partition: TopicPartition, records: RecordBatch) -> None:
+        source = item.node
+        assert isinstance(source, Source)
+        batch = ingest(source, records, lambda offset, error: self._fail(source, partition, offset, error))
+        if batch is None:
+            return
+        others = self._time.others(partition)
+        batch.running = Running(batch.timestamps, batch.offsets, time, others, self._time.watermark)
+        self._chain.process(source.name, batch, partition)
+        time.observe(max(batch.timestamps))
+
+    def _take_internal(
+        self, item: _TaskInput, time: InternalTime, partition: TopicPartition, records: RecordBatch
+    ) -> None:
+        if not records.control:
+            fresh = self._without_repeats(item, records)
+            batch: Batch | None = None
+            if fresh is not None:
+                node = item.node
+                batch = decode(node.value, fresh, lambda offset, error: self._fail(node, partition, offset, error))
+            if batch is not None:
+                self._chain.process(item.node.name, batch, partition)
+        if records.progress is not None and records.origin is not None:
+            time.observe(records.origin.source.split("/")[2], records.progress)
+
+    def _without_repeats(self, item: _TaskInput, records: RecordBatch) -> RecordBatch | None:
+        """Drop the records that an upstream task wrote again after a crash."""
+        origin = records.origin
+        if origin is None or not item.input.deterministic:
+            return records
+        highest = item.seen.get(origin.source, -1)
+        if origin.positions[-1] > highest:
+            item.seen[origin.source] = origin.positions[-1]
+        start = bisect_right(origin.positions, highest) if origin.positions[0] <= highest else 0
+        self._chain.tally.repeats += start
+        return None if start == len(records) else records.tail(start)
+
+    def _advance(self, topic: str) -> list[Append]:
+        before = self._time.watermark
+        if self._time.update() > before:
+            self._chain.advance(self._time.watermark)
+        return self._chain.pack(topic, self._time.idle, self._end)
+
+    def _fail(self, node: Source | Repartition, partition: TopicPartition, offset: int, error: Exception) -> None:
+        self._chain.fail(node.name, node.on_error, partition, offset, error)
+
+    def _input(
+        self,
+        plan: Plan,
+        item: Input,
+        partition: TopicPartition,
+        meta: dict[str, Any],
+        starts: Mapping[TopicPartition, int],
+    ) -> _TaskInput:
+        node = plan.graph.by_name[item.node]
+        assert isinstance(node, Source | Repartition)
+        time: InputTime
+        if isinstance(node, Source):
+            time = SourceTime(node.out_of_orderness_ms, node.idle_after_ms)
+        else:
+            time = InternalTime(item.upstream)
+        kept = meta.get("inputs", {}).get(str(partition))
+        if kept is None:
+            return _TaskInput(item, node, time, starts.get(partition, 0), {})
+        time.restore(kept[1])
+        return _TaskInput(item, node, time, kept[0], dict(kept[2]))
+
+    def _context(self, step: str) -> StepContext:
+        def prefix(part: str) -> bytes:
+            name = f"{step}/{part}"
+            number = self._store_ids.setdefault(name, max(self._store_ids.values(), default=0) + 1)
+            return store_prefix(number)
+
+        return StepContext(step, self._store, prefix, self.budget)
+
+
+def _check_shapes(task: TaskId, kept: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    for step, shape in wanted.items():
+        if step in kept and kept[step] != shape:
+            changed = sorted(name for name in {*shape, *kept[step]} if shape.get(name) != kept[step].get(name))
+            raise TopologyError(
+                f"step {step!r} of task {task} was changed in a way its stored state cannot follow: "
+                f"{', '.join(changed)} {'is' if len(changed) == 1 else 'are'} different",
+                remedy="Give the step a new name= to begin with empty state, or take the change back",
+            )
+
+
+def _read_meta(store: Store, task: TaskId) -> dict[str, Any]:
+    data = store.get(_META)
+    if data is None:
+        return {}
+    meta: dict[str, Any] = msgpack.unpackb(data)
+    if meta["format"] > FORMAT:
+        raise CorruptError(
+            f"the state of task {task} has format {meta['format']}, this version knows {FORMAT}",
+            remedy="Run the newer version of headrace that wrote it",
+        )
+    if meta["task"] != str(task):
+        raise InvalidError(f"the state of task {meta['task']} was given to task {task}")
+    return meta

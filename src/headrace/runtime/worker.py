@@ -1,0 +1,375 @@
+"""The shell around tasks: it finds out what to run, feeds it, and makes it durable.
+
+A worker does nothing by itself: whoever owns it calls ``turn`` again and again, and each turn does a bounded piece of
+work. Only heartbeats come from another thread, so that slow user code in a turn costs no membership, and what takes
+long (fetching and uploading checkpoints) runs in jobs, whose ends a turn collects.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from headrace.checkpoint.checkpoints import Checkpoints
+from headrace.clock import Clock
+from headrace.errors import FatalError, FencedError, RetriableError
+from headrace.log.api import Group, Lease, Log, Membership
+from headrace.metrics import Metrics
+from headrace.runtime.assignment import assign
+from headrace.runtime.bounds import Bounds, is_finished
+from headrace.runtime.checkpointing import Pending, Saved, begin, complete
+from headrace.runtime.edges import Append
+from headrace.runtime.lifecycle import Phase
+from headrace.runtime.recovery import Restored, restore
+from headrace.runtime.reporting import Reporter, Totals
+from headrace.runtime.slot import Slot
+from headrace.runtime.task import Task
+from headrace.settings import Settings
+from headrace.state.api import StoreFactory
+from headrace.topology.plan import Plan, TaskId
+
+_log = logging.getLogger("headrace")
+
+_POLL_MS = 200
+"""How often the group is looked at."""
+_TICK_MS = 100
+"""How often tasks learn the time, report progress downstream and are looked at for checkpoints."""
+_IDLE_MS = 10
+"""How long to wait when there was nothing to do."""
+_RETRY_MS = 500
+"""How long to wait before a log that refused an append is asked again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What a worker works with."""
+
+    plan: Plan
+    log: Log
+    group: Group
+    checkpoints: Checkpoints
+    stores: StoreFactory
+    jobs: Executor
+    clock: Clock
+    metrics: Metrics
+    settings: Settings
+    partitions: Mapping[str, int]
+    """How many partitions every output topic has."""
+
+
+class Worker:
+    """Runs tasks of one topology.
+
+    Args:
+        parts: What it works with.
+        member_id: Its name in the group, which no other living worker has.
+        bounds: Where the input ends, for a run that does.
+    """
+
+    def __init__(self, parts: Parts, member_id: str, bounds: Bounds | None = None) -> None:
+        self.done = False
+        """True once it has left the group, after ``drain`` or at the end of a bounded run."""
+        self._parts = parts
+        self._member_id = member_id
+        self._bounds = bounds
+        self._tasks = {str(task): (task, sub) for task, sub in parts.plan.tasks().items()}
+        self._slots: dict[str, Slot] = {}
+        self._internal = frozenset(parts.plan.internal_topics())
+        self._draining = False
+        self._current: TaskId | None = None
+        """The task that is being worked on: the one to blame if a turn fails."""
+        self._generation = -1
+        self._polled_ms = self._ticked_ms = -_POLL_MS
+        self._reporter = Reporter(parts.metrics, parts.plan.graph.name)
+        self.membership: Membership = self._join()
+
+    @property
+    def totals(self) -> Totals:
+        """Return what was counted since the worker began."""
+        return self._reporter.totals
+
+    def slots(self) -> list[Slot]:
+        """Return the tasks that this worker has, for status and metrics."""
+        return list(self._slots.values())
+
+    def turn(self) -> int:
+        """Do a bounded piece of work and return how many milliseconds to wait before the next turn.
+
+        Raises:
+            HeadraceError: the worker cannot go on; call ``abandon`` and drain what is left.
+        """
+        monotonic = self._parts.clock.monotonic_ms()
+        if monotonic - self._polled_ms >= _POLL_MS:
+            self._polled_ms = monotonic
+            self._follow_group()
+        self._collect_jobs()
+        worked = self._run_tasks()
+        if monotonic - self._ticked_ms >= _TICK_MS:
+            self._ticked_ms = monotonic
+            self._tick()
+        if self._draining and not self._slots and not self.done:
+            self.membership.leave()
+            self.done = True
+        return 0 if worked or self.done else _IDLE_MS
+
+    def drain(self) -> None:
+        """Hand every task over, after a last checkpoint, and then leave."""
+        self._draining = True
+        for slot in self._slots.values():
+            self._begin_leaving(slot)
+
+    def abandon(self) -> None:
+        """Drop the tasks that a failed turn may have left half done, without a trace, so that the rest can drain."""
+        for slot in [s for s in self._slots.values() if s.id == self._current]:
+            self._drop(slot)
+
+    def close(self) -> None:
+        """Drop everything at once; what was not checkpointed will be done again."""
+        for slot in list(self._slots.values()):
+            self._drop(slot)
+        self.membership.leave()
+        self.done = True
+
+    # --- the group
+
+    def _join(self) -> Membership:
+        units = {unit: sub.reads(task.partition) for unit, (task, sub) in self._tasks.items()}
+        timeout_ms = self._parts.settings.session_timeout_ms
+        return self._parts.group.join(self._member_id, units, assign, session_timeout_ms=timeout_ms)
+
+    def _follow_group(self) -> None:
+        try:
+            assignment = self.membership.poll()
+        except FencedError:
+            _log.warning("this worker was taken for dead and lost its tasks; it joins again")
+            for slot in list(self._slots.values()):
+                self._drop(slot)
+            self.membership = self._join()
+            return
+        if assignment.generation != self._generation:
+            self._generation = assignment.generation
+            self._reporter.rebalanced()
+        for unit, slot in list(self._slots.items()):
+            if assignment.leases.get(unit) != slot.lease:
+                self._drop(slot)
+            elif unit in assignment.revoked:
+                self._begin_leaving(slot)
+        for unit, lease in assignment.leases.items():
+            if unit in self._slots:
+                continue
+            if self._draining or unit in assignment.revoked:
+                self.membership.release(unit)
+            else:
+                self._begin_restoring(lease)
+
+    def _begin_restoring(self, lease: Lease) -> None:
+        task, sub = self._tasks[lease.unit]
+        parts = self._parts
+        slot = Slot(task, sub, lease, parts.metrics.task(parts.plan.graph.name, lease.unit))
+        group = parts.settings.group or parts.plan.graph.name
+        home = Path(parts.settings.state_dir) / group / lease.unit
+        slot.job = parts.jobs.submit(restore, parts.checkpoints, lease, home, parts.clock.now_ms)
+        slot.job_started_ms = parts.clock.monotonic_ms()
+        self._slots[lease.unit] = slot
+
+    def _begin_leaving(self, slot: Slot) -> None:
+        """Stop feeding a task; it goes after its last checkpoint, or at once if it has nothing to keep."""
+        if slot.phase is Phase.RUNNING:
+            slot.move(Phase.LEAVING)
+
+    def _drop(self, slot: Slot) -> None:
+        del self._slots[slot.lease.unit]
+        slot.close()
+
+    def _release(self, slot: Slot) -> None:
+        self._drop(slot)
+        self.membership.release(slot.lease.unit)
+
+    # --- jobs
+
+    def _collect_jobs(self) -> None:
+        for slot in list(self._slots.values()):
+            if slot.job is not None and slot.job.done():
+                job, slot.job = slot.job, None
+                self._current = slot.id
+                try:
+                    result = job.result()
+                except FencedError as error:
+                    _log.warning("task %s was dropped: %s", slot.id, error)
+                    self._drop(slot)
+                    continue
+                except RetriableError as error:
+                    self._job_failed(slot, error)
+                    continue
+                if isinstance(result, Restored):
+                    self._restored(slot, result)
+                elif isinstance(result, Saved):
+                    self._saved(slot, result)
+        for slot in [s for s in self._slots.values() if s.phase is Phase.LEAVING and s.job is None]:
+            assert slot.task is not None
+            if slot.task.changed or slot.unsent:
+                self._checkpoint(slot)
+            else:
+                self._release(slot)
+
+    def _job_failed(self, slot: Slot, error: RetriableError) -> None:
+        """Try a restore again at once, a checkpoint when the next one is due."""
+        _log.warning("task %s: %s", slot.id, error)
+        if slot.phase is Phase.RESTORING:
+            self._drop(slot)
+            return
+        slot.metrics.checkpoint_failed()
+        assert slot.task is not None
+        slot.task.changed = True
+
+    def _restored(self, slot: Slot, restored: Restored) -> None:
+        parts = self._parts
+        for problem in restored.problems:
+            _log.warning("task %s: %s", slot.id, problem)
+        if self._draining:
+            self._release(slot)
+            return
+        store = parts.stores.open(restored.directory)
+        starts = {p: parts.log.start_offset(p) for p in slot.sub.reads(slot.id.partition)}
+        cache_bytes = parts.settings.cache_bytes // max(1, len(self._tasks) // parts.settings.workers)
+        task = Task(
+            parts.plan, slot.sub, slot.id, store, partitions=parts.partitions, cache_bytes=cache_bytes, starts=starts
+        )
+        _check_positions(slot.id, task, parts.log, self._internal)
+        slot.manifest = restored.manifest
+        slot.open(parts.log, task, store)
+        slot.checkpointed_ms = parts.clock.monotonic_ms()
+        slot.saved_end = task.finished
+        slot.move(Phase.RUNNING)
+        slot.metrics.restored((parts.clock.monotonic_ms() - slot.job_started_ms) / 1000)
+
+    def _saved(self, slot: Slot, saved: Saved) -> None:
+        slot.manifest = saved.manifest
+        slot.saved_end = saved.finished
+        seconds = (self._parts.clock.monotonic_ms() - slot.job_started_ms) / 1000
+        now_ms = self._parts.clock.now_ms()
+        slot.metrics.checkpointed(now_ms, seconds, saved.uploaded_bytes, saved.manifest.size_bytes)
+
+    def _checkpoint(self, slot: Slot) -> None:
+        """Begin a checkpoint, unless one is under way or outputs wait to be sent."""
+        if slot.job is not None or slot.unsent:
+            return
+        assert slot.task is not None
+        assert slot.store is not None
+        assert slot.manifest is not None
+        parts = self._parts
+        self._current = slot.id
+        snapshot = Path(parts.settings.state_dir, "snapshots", f"{slot.lease.unit}-{slot.lease.epoch}")
+        snapshot.parent.mkdir(parents=True, exist_ok=True)
+        slot.job_started_ms = slot.checkpointed_ms = parts.clock.monotonic_ms()
+        pending: Pending = begin(slot.task, slot.store, snapshot)
+        slot.job = parts.jobs.submit(
+            partial(
+                complete,
+                pending,
+                previous=slot.manifest,
+                log=parts.log,
+                checkpoints=parts.checkpoints,
+                membership=self.membership,
+                lease=slot.lease,
+                internal=self._internal,
+                now_ms=parts.clock.now_ms(),
+            )
+        )
+
+    # --- tasks
+
+    def _run_tasks(self) -> bool:
+        """Give each task one batch, those that read internal topics first, so that these stay short."""
+        worked = False
+        for slot in sorted(self._slots.values(), key=lambda s: -s.sub.level):
+            if slot.unsent:
+                self._send(slot, [])
+            elif slot.phase is Phase.RUNNING:
+                worked |= self._feed(slot)
+        return worked
+
+    def _feed(self, slot: Slot) -> bool:
+        assert slot.task is not None
+        self._current = slot.id
+        found = slot.read(self._parts.settings.batch_records, self._bounds)
+        if found is None:
+            if self._bounds is not None and slot.finishes(self._bounds):
+                self._send(slot, slot.task.finish(self._bounds.number))
+                self._send(slot, slot.task.report())
+                return True
+            return False
+        started = self._parts.clock.monotonic_ms()
+        partition, batch = found
+        slot.read_time_ms[partition] = batch.timestamps[-1]
+        self._send(slot, slot.task.step(partition, batch))
+        slot.task.relieve()
+        slot.metrics.batch(len(batch), (self._parts.clock.monotonic_ms() - started) / 1000)
+        return True
+
+    def _send(self, slot: Slot, appends: list[Append]) -> None:
+        """Append what a task wants appended, in order; what the log refuses is tried again later."""
+        now = self._parts.clock.monotonic_ms()
+        slot.unsent.extend(appends)
+        if now < slot.retry_ms:
+            return
+        while slot.unsent:
+            try:
+                self._parts.log.append(*slot.unsent[0])
+            except RetriableError as error:
+                if slot.retry_ms == 0:
+                    _log.warning("task %s waits: %s", slot.id, error)
+                slot.retry_ms = now + _RETRY_MS
+                return
+            slot.unsent.popleft()
+        slot.retry_ms = 0
+
+    def _tick(self) -> None:
+        now_ms, monotonic = self._parts.clock.now_ms(), self._parts.clock.monotonic_ms()
+        interval = self._parts.settings.checkpoint_interval_ms
+        for slot in list(self._slots.values()):
+            if slot.phase is not Phase.RUNNING or slot.task is None or slot.unsent:
+                continue
+            self._current = slot.id
+            if self._bounds is None:
+                self._send(slot, slot.task.tick(now_ms, slot.at_end()))
+            self._send(slot, slot.task.report())
+            finished = self._bounds is not None and slot.task.finished >= self._bounds.number
+            if slot.task.changed and (finished or monotonic - slot.checkpointed_ms >= interval):
+                self._checkpoint(slot)
+        self._reporter.report(self.slots(), now_ms, monotonic)
+        if self._bounds is not None and not self._draining and self._all_finished(self._bounds):
+            self.drain()
+
+    def _all_finished(self, bounds: Bounds) -> bool:
+        """Return whether every task of the topology, here or elsewhere, is finished up to the bounds."""
+        if any(slot.saved_end < bounds.number for slot in self._slots.values()):
+            return False
+        committed = self._parts.group.committed()
+        return all(
+            is_finished(committed.get(partition), bounds.number)
+            for task, sub in self._tasks.values()
+            for partition in sub.reads(task.partition)
+        )
+
+
+def _check_positions(id_: TaskId, task: Task, log: Log, internal: frozenset[str]) -> None:
+    """Refuse a checkpoint that speaks of records which the log does not have."""
+    for partition, position in task.positions.items():
+        start, end = log.start_offset(partition), log.end_offset(partition)
+        if position > end and partition.topic not in internal:
+            raise FatalError(
+                f"the checkpoint of task {id_} has read partition {partition} up to offset {position}, but the log "
+                f"ends at {end}: it lost records, or is another log",
+                remedy="Use the log that belongs to these checkpoints, or other checkpoints (--checkpoints)",
+            )
+        if position < start:
+            raise FatalError(
+                f"task {id_} would go on at offset {position} of partition {partition}, but the log keeps only what "
+                f"begins at {start}: {start - position} records are gone by retention",
+                remedy="Restore the topic, or begin with other checkpoints (--checkpoints) if the gap may be left out",
+            )
