@@ -1,0 +1,1 @@
+"""Partitioned logs behind one contract."""

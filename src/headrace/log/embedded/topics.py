@@ -1,0 +1,135 @@
+"""The directories of topics, and making and removing them while other processes do the same."""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import os
+import shutil
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+from headrace.errors import CorruptError, SettingsError
+from headrace.log.api import TopicConfig, TopicInfo
+from headrace.log.embedded.files import (
+    locked_file,
+    read_versioned_json,
+    storage,
+    sync_directory,
+    write_json,
+)
+from headrace.log.embedded.marks import EMPTY, encode_end
+from headrace.log.embedded.segment import EndFile, Place
+from headrace.log.names import check_new_topic, check_same_partitions, is_topic_name, no_such_topic
+
+FORMAT_VERSION = 1
+_TOPIC_VERSION = 1
+_FORMAT_FILE = "headrace-log.json"
+
+
+class TopicDirectory:
+    """The topics of one embedded log."""
+
+    def __init__(self, directory: Path) -> None:
+        self._root = directory
+        self._topics = directory / "topics"
+
+    def open(self) -> None:
+        """Create the log if there is none.
+
+        Raises:
+            InvalidError: a newer headrace made it.
+            SettingsError: the directory cannot be used.
+        """
+        marker = self._root / _FORMAT_FILE
+        with storage("the log", self._root):
+            if any(path.exists() and not path.is_dir() for path in (self._root, *self._root.parents)):
+                raise SettingsError(f"the log {self._root} is not a directory", remedy="Choose another one with --log")
+            if not marker.exists():
+                self._root.mkdir(parents=True, exist_ok=True)
+                with self._lock():
+                    if not marker.exists():
+                        write_json(marker, {"format": FORMAT_VERSION})
+            read_versioned_json(marker, FORMAT_VERSION)
+            if not self._topics.exists():
+                self._topics.mkdir(exist_ok=True)
+
+    def names(self) -> list[str]:
+        """Return the names of all topics, sorted."""
+        with storage("the topics", self._root):
+            return sorted(filter(is_topic_name, os.listdir(self._topics)))
+
+    def find(self, name: str) -> TopicInfo | None:
+        """Return a topic, or None if there is none of that name."""
+        if not is_topic_name(name):
+            return None
+        path = self._topics / name / "topic.json"
+        with storage(f"topic {name}", self._root):
+            try:
+                content = read_versioned_json(path, _TOPIC_VERSION)
+            except (FileNotFoundError, NotADirectoryError):
+                return None
+        try:
+            return TopicInfo(name, int(content["partitions"]), TopicConfig(**content["config"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise CorruptError(f"the file {path} is damaged", remedy="Restore it, or delete the topic") from error
+
+    def place(self, name: str, partition: int) -> Place:
+        """Return where a partition lives."""
+        return Place(name, partition, self._topics / name / str(partition))
+
+    def create(self, name: str, partitions: int, config: TopicConfig) -> TopicInfo:
+        """Create a topic, whole or not at all, or return the one that exists."""
+        check_new_topic(name, partitions)
+        with storage(f"creating topic {name}", self._root):
+            existing = self.find(name)
+            if existing is None:
+                with self._lock():
+                    existing = self.find(name)
+                    if existing is None:
+                        return self._create(TopicInfo(name, partitions, config))
+        return check_same_partitions(existing, partitions)
+
+    def delete(self, name: str) -> None:
+        """Delete a topic, and tell those who have its files open."""
+        with storage(f"deleting topic {name}", self._root), self._lock():
+            topic = self.find(name)
+            if topic is None:
+                raise no_such_topic(name)
+            trash = self._root / "trash" / name
+            shutil.rmtree(trash, ignore_errors=True)
+            trash.parent.mkdir(exist_ok=True)
+            (self._topics / name).rename(trash)
+            for partition in range(topic.partitions):
+                _mark_deleted(Place(name, partition, trash / str(partition)))
+            shutil.rmtree(trash, ignore_errors=True)
+
+    def _create(self, topic: TopicInfo) -> TopicInfo:
+        # The lock is held, so whatever stands here is what a crash left of an earlier attempt.
+        fresh = self._root / "incoming" / topic.name
+        shutil.rmtree(fresh, ignore_errors=True)
+        fresh.mkdir(parents=True)
+        for partition in range(topic.partitions):
+            (fresh / str(partition)).mkdir()
+            (fresh / str(partition) / "end").write_bytes(encode_end(EMPTY))
+        content: dict[str, Any] = {"format": _TOPIC_VERSION, "partitions": topic.partitions}
+        write_json(fresh / "topic.json", {**content, "config": dataclasses.asdict(topic.config)})
+        fresh.rename(self._topics / topic.name)
+        sync_directory(self._topics)
+        return topic
+
+    def _lock(self) -> AbstractContextManager[None]:
+        return locked_file(self._root / "topics.lock")
+
+
+def _mark_deleted(place: Place) -> None:
+    try:
+        end_file = EndFile(place, writable=True)
+    except FileNotFoundError:
+        return
+    try:
+        fcntl.flock(end_file.fd, fcntl.LOCK_EX)
+        end_file.write(EMPTY._replace(deleted=True))
+    finally:
+        end_file.close()

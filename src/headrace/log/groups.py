@@ -1,0 +1,192 @@
+"""Decisions of consumer groups: pure functions from what is known of a group to what changes.
+
+A member is known by its token, a number that is never used twice, so that a member that died and joined again under
+the same id is another one. Whoever stores a group applies these functions inside one transaction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+from headrace.errors import FencedError
+from headrace.log.api import Assign, Assignment, GroupMember, Lease
+
+NOBODY = 0
+"""The token that no member has."""
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One member as the group's store knows it."""
+
+    token: int
+    member_id: str
+    counter: int
+    """How often it said that it lives."""
+    session_timeout_ms: int
+    units: frozenset[str]
+    """What it can run."""
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseState:
+    """One unit: who holds it, and the number that fences older owners. It is kept when nobody holds the unit."""
+
+    unit: str
+    epoch: int
+    holder: int
+    """The token of the member that holds it, or ``NOBODY``."""
+    last_token: int
+    """The token of the member that held it last; the epoch is that member's."""
+    last_member: str
+
+
+@dataclass(frozen=True, slots=True)
+class GroupState:
+    """All that is shared by the members of a group."""
+
+    generation: int = 0
+    members: Mapping[int, Member] = field(default_factory=dict)
+    """By token."""
+    leases: Mapping[str, LeaseState] = field(default_factory=dict)
+    """By unit."""
+
+
+class Sighting(NamedTuple):
+    """When an observer first saw a member's counter at its present value."""
+
+    counter: int
+    since_ms: int
+    """By the observer's own monotonic clock."""
+
+
+def joined(state: GroupState, member: Member) -> GroupState:
+    """Add a member; an earlier one of the same id is replaced and loses what it holds."""
+    replaced = [token for token, other in state.members.items() if other.member_id == member.member_id]
+    rest = removed(state, replaced)
+    return replace(rest, generation=state.generation + 1, members={**rest.members, member.token: member})
+
+
+def removed(state: GroupState, tokens: Iterable[int]) -> GroupState:
+    """Take members away and free what they hold; members that are gone already change nothing."""
+    gone = {token for token in tokens if token in state.members}
+    if not gone:
+        return state
+    leases = {
+        unit: replace(lease, holder=NOBODY) if lease.holder in gone else lease for unit, lease in state.leases.items()
+    }
+    members = {token: member for token, member in state.members.items() if token not in gone}
+    return GroupState(state.generation + 1, members, leases)
+
+
+def released(state: GroupState, token: int, unit: str) -> GroupState:
+    """Free a unit if that member holds it."""
+    lease = state.leases.get(unit)
+    if lease is None or lease.holder != token:
+        return state
+    return replace(state, leases={**state.leases, unit: replace(lease, holder=NOBODY)})
+
+
+def observed(seen: Mapping[int, Sighting], state: GroupState, now_ms: int) -> dict[int, Sighting]:
+    """Bring an observer's sightings up to date; who is gone is forgotten."""
+    sightings = {}
+    for token, member in state.members.items():
+        before = seen.get(token)
+        unchanged = before is not None and before.counter == member.counter
+        sightings[token] = before if before is not None and unchanged else Sighting(member.counter, now_ms)
+    return sightings
+
+
+def silent(seen: Mapping[int, Sighting], state: GroupState, now_ms: int) -> frozenset[int]:
+    """Return the tokens of the members whose counter stood still for their session timeout."""
+    return frozenset(
+        token
+        for token, member in state.members.items()
+        if token in seen
+        and seen[token].counter == member.counter
+        and now_ms - seen[token].since_ms >= member.session_timeout_ms
+    )
+
+
+def targets(state: GroupState, assign: Assign) -> dict[str, str]:
+    """Return which member should hold each unit.
+
+    Units are assigned among the members that can run them, which differ only while a new version is rolled out.
+    """
+    capable: dict[str, list[str]] = {}
+    for member in sorted(state.members.values(), key=lambda member: member.member_id):
+        for unit in member.units:
+            capable.setdefault(unit, []).append(member.member_id)
+    alike: dict[tuple[str, ...], list[str]] = {}
+    for unit in sorted(capable):
+        alike.setdefault(tuple(capable[unit]), []).append(unit)
+    last = {unit: lease.last_member for unit, lease in sorted(state.leases.items())}
+    chosen: dict[str, str] = {}
+    for members, units in alike.items():
+        chosen.update(assign(members, units, {unit: last[unit] for unit in units if unit in last}))
+    return chosen
+
+
+def acquired(state: GroupState, token: int, chosen: Mapping[str, str]) -> GroupState:
+    """Give a member the free units that are meant for it.
+
+    The epoch grows when the unit was held last by another member, or by an earlier one of the same id.
+    """
+    me = state.members[token]
+    leases = dict(state.leases)
+    for unit, target in chosen.items():
+        if target != me.member_id or unit not in me.units:
+            continue
+        lease = leases.get(unit, LeaseState(unit, 0, NOBODY, NOBODY, ""))
+        if lease.holder == NOBODY:
+            epoch = lease.epoch if lease.last_token == token else lease.epoch + 1
+            leases[unit] = LeaseState(unit, epoch, token, token, me.member_id)
+    return state if leases == state.leases else replace(state, leases=leases)
+
+
+def assignment(state: GroupState, token: int, chosen: Mapping[str, str]) -> Assignment:
+    """Return what a member holds, and what of it is meant for another member."""
+    me = state.members[token].member_id
+    held = {unit: Lease(unit, lease.epoch) for unit, lease in sorted(state.leases.items()) if lease.holder == token}
+    return Assignment(state.generation, held, frozenset(unit for unit in held if chosen.get(unit, me) != me))
+
+
+def check_member(state: GroupState, token: int, member_id: str, group: str) -> None:
+    """Refuse a member that was removed.
+
+    Raises:
+        FencedError: it is no longer in the group.
+    """
+    if token not in state.members:
+        raise FencedError(
+            f"member {member_id} was removed from group {group}",
+            remedy="Drop all tasks and join again; raise the session timeout if the member was only slow",
+        )
+
+
+def check_lease(held: LeaseState | None, token: int, lease: Lease, group: str) -> None:
+    """Refuse what is written under a lease that is no longer held.
+
+    Raises:
+        FencedError: the unit has another owner or a newer epoch.
+    """
+    if held is None or held.holder != token or held.epoch != lease.epoch:
+        now = "nobody" if held is None or held.holder == NOBODY else held.last_member
+        epoch = 0 if held is None else held.epoch
+        raise FencedError(
+            f"unit {lease.unit} of group {group} is no longer held under epoch {lease.epoch}: "
+            f"{now} holds it, and the epoch is {epoch}",
+            remedy="Drop the task; its new owner continues from its last checkpoint",
+        )
+
+
+def described(state: GroupState) -> list[GroupMember]:
+    """Return the members and what they hold, sorted by id."""
+    held: dict[int, list[str]] = {token: [] for token in state.members}
+    for unit, lease in sorted(state.leases.items()):
+        if lease.holder in held:
+            held[lease.holder].append(unit)
+    members = [GroupMember(member.member_id, tuple(held[token])) for token, member in state.members.items()]
+    return sorted(members)

@@ -1,0 +1,1 @@
+"""Ordered byte stores, and the write-behind cache and key layouts over them."""

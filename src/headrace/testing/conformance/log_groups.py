@@ -1,0 +1,207 @@
+"""What the consumer groups of every log must do; part of ``LogContract``."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+
+import pytest
+
+from headrace.errors import FencedError
+from headrace.log.api import Assignment, Committed, Lease, Log, Membership
+from headrace.record import TopicPartition
+from headrace.testing.conformance.log_support import (
+    PART,
+    TIMEOUT_MS,
+    UNITS,
+    LogFixtures,
+    StillClock,
+    assign_evenly,
+)
+
+
+class GroupContract(LogFixtures):
+    """Groups: who runs what, and what was committed."""
+
+    def join(self, log: Log, member_id: str, units: Sequence[str] = ("a", "b")) -> Membership:
+        """Join the group ``g``."""
+        some = {unit: UNITS.get(unit, []) for unit in units}
+        return log.group("g").join(member_id, some, assign_evenly, session_timeout_ms=TIMEOUT_MS)
+
+    def test_one_member_gets_everything(self, log: Log) -> None:
+        """A lone member holds every unit, under the first epoch."""
+        member = self.join(log, "m1")
+        got = member.poll()
+        assert got.leases == {"a": Lease("a", 1), "b": Lease("b", 1)}
+        assert got.revoked == frozenset()
+        assert member.poll() == got
+        assert member.member_id == "m1"
+        member.leave()
+
+    def test_units_move_after_release(self, log: Log, other: Log) -> None:
+        """A unit that is meant for another stays until it is released, and the others are not interrupted."""
+        one = self.join(log, "m1")
+        first = one.poll()
+        two = self.join(other, "m2")
+        assert two.poll().leases == {}
+        asked = one.poll()
+        assert asked.generation > first.generation
+        assert asked.leases == first.leases
+        (moving,) = asked.revoked
+        (staying,) = set(first.leases) - asked.revoked
+        assert two.poll().leases == {}
+        one.release(moving)
+        one.release(moving)
+        assert one.poll() == Assignment(asked.generation, {staying: Lease(staying, 1)}, frozenset())
+        assert two.poll().leases == {moving: Lease(moving, 2)}
+        assert one.poll().leases == {staying: Lease(staying, 1)}
+        assert [tuple(m) for m in log.group("g").members()] == [("m1", (staying,)), ("m2", (moving,))]
+        one.leave()
+        assert two.poll().leases == {staying: Lease(staying, 2), moving: Lease(moving, 2)}
+        two.leave()
+
+    def test_leaving_frees_everything(self, log: Log, other: Log) -> None:
+        """What a member held goes to the others under a new epoch."""
+        one = self.join(log, "m1")
+        generation = one.poll().generation
+        one.leave()
+        one.leave()
+        two = self.join(other, "m2")
+        got = two.poll()
+        assert got.leases == {"a": Lease("a", 2), "b": Lease("b", 2)}
+        assert got.generation > generation
+        with pytest.raises(FencedError):
+            one.poll()
+        two.leave()
+
+    def test_a_silent_member_is_removed(self, log: Log, other: Log, clock: StillClock) -> None:
+        """A member whose heartbeat stands still for the session timeout loses its units, and learns of it."""
+        one = self.join(log, "m1")
+        held = one.poll()
+        two = self.join(other, "m2")
+        two.poll()
+        self.pass_time(clock, TIMEOUT_MS - 1)
+        assert two.poll().leases == {}
+        self.pass_time(clock, 1)
+        assert two.poll().leases.keys() == {"a", "b"}
+        assert [member.member_id for member in log.group("g").members()] == ["m2"]
+        one.heartbeat()
+        with pytest.raises(FencedError):
+            one.poll()
+        with pytest.raises(FencedError):
+            one.commit(next(iter(held.leases.values())), {PART: Committed(1)})
+        again = self.join(log, "m1")
+        two.leave()
+        assert again.poll().leases["a"].epoch == 3
+        again.leave()
+
+    def test_a_heartbeat_keeps_a_member(self, log: Log, other: Log, clock: StillClock) -> None:
+        """A member that says that it lives stays, from whatever thread, and even if it does not poll."""
+        one = self.join(log, "m1")
+        leases = one.poll().leases
+        two = self.join(other, "m2")
+        for _ in range(5):
+            two.poll()
+            self.pass_time(clock, TIMEOUT_MS - 1)
+            thread = threading.Thread(target=one.heartbeat)
+            thread.start()
+            thread.join()
+        assert two.poll().leases == {}
+        assert one.poll().leases == leases
+        one.leave()
+        two.leave()
+
+    def test_the_observer_measures_silence_itself(self, log: Log, other: Log, clock: StillClock) -> None:
+        """Whoever looks for the first time has seen nothing stand still yet."""
+        one = self.join(log, "m1")
+        one.poll()
+        self.pass_time(clock, 100 * TIMEOUT_MS)
+        two = self.join(other, "m2")
+        assert two.poll().leases == {}
+        assert one.poll().leases.keys() == {"a", "b"}
+        one.leave()
+        two.leave()
+
+    def test_a_member_that_joins_again_is_another(self, log: Log, other: Log) -> None:
+        """A new member of the same id replaces the old one under a new epoch."""
+        one = self.join(log, "m1")
+        lease = one.poll().leases["a"]
+        again = self.join(other, "m1")
+        with pytest.raises(FencedError):
+            one.poll()
+        assert again.poll().leases["a"] == Lease("a", lease.epoch + 1)
+        with pytest.raises(FencedError):
+            one.commit(lease, {PART: Committed(1)})
+        one.leave()
+        assert again.poll().leases["a"] == Lease("a", lease.epoch + 1)
+        again.leave()
+
+    def test_a_released_unit_returns_under_its_epoch(self, log: Log) -> None:
+        """The epoch changes on a change of owner only."""
+        one = self.join(log, "m1")
+        one.poll()
+        one.release("a")
+        assert one.poll().leases["a"] == Lease("a", 1)
+        one.leave()
+
+    def test_the_generation_grows_with_every_change(self, log: Log, other: Log) -> None:
+        """Joining and leaving make a new generation; nothing else does."""
+        one = self.join(log, "m1")
+        seen = [one.poll().generation, one.poll().generation]
+        one.release("a")
+        seen.append(one.poll().generation)
+        two = self.join(other, "m2")
+        seen.append(one.poll().generation)
+        two.leave()
+        seen.append(one.poll().generation)
+        assert seen[0] == seen[1] == seen[2] < seen[3] < seen[4]
+        one.leave()
+
+    def test_units_go_only_to_those_who_run_them(self, log: Log, other: Log) -> None:
+        """A member gets no unit that it did not name."""
+        one = self.join(log, "m1", ["a", "b"])
+        two = self.join(other, "m2", ["a", "b", "c"])
+        for member in (one, two, one, two):
+            asked = member.poll()
+            for unit in asked.revoked:
+                member.release(unit)
+        assert "c" in two.poll().leases
+        assert set(one.poll().leases) | set(two.poll().leases) == {"a", "b", "c"}
+        one.leave()
+        two.leave()
+
+    def test_offsets_are_committed_under_a_lease(self, log: Log, other: Log) -> None:
+        """What the holder commits is what others read; a lease of another epoch or a released one is fenced."""
+        one = self.join(log, "m1")
+        lease = one.poll().leases["a"]
+        one.commit(lease, {PART: Committed(5, "meta")})
+        one.commit(lease, {PART: Committed(7), TopicPartition("payments", 1): Committed(2, "x")})
+        expected = {PART: Committed(7), TopicPartition("payments", 1): Committed(2, "x")}
+        assert other.group("g").committed() == expected
+        with pytest.raises(FencedError):
+            one.commit(Lease("a", lease.epoch - 1), {PART: Committed(1)})
+        with pytest.raises(FencedError):
+            one.commit(Lease("nothing", 1), {PART: Committed(1)})
+        one.release("a")
+        with pytest.raises(FencedError):
+            one.commit(lease, {PART: Committed(1)})
+        one.leave()
+        assert log.group("g").committed() == expected
+
+    def test_groups_are_listed(self, log: Log, other: Log) -> None:
+        """A group is listed while it has members or committed offsets."""
+        assert log.groups() == []
+        assert log.group("nobody").members() == []
+        assert log.group("nobody").committed() == {}
+        one = self.join(log, "m1")
+        assert other.groups() == ["g"]
+        lease = one.poll().leases["a"]
+        one.leave()
+        assert other.groups() == []
+        two = log.group("f").join("m", UNITS, assign_evenly, session_timeout_ms=TIMEOUT_MS)
+        again = self.join(log, "m2")
+        again.commit(again.poll().leases["a"], {PART: Committed(lease.epoch)})
+        again.leave()
+        assert other.groups() == ["f", "g"]
+        two.leave()
+        assert other.groups() == ["g"]

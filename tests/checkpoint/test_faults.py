@@ -1,0 +1,276 @@
+"""Crashes at every call, answers that get lost, and owners that interleave in every way."""
+
+import shutil
+import tempfile
+import threading
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from headrace.checkpoint import Checkpoints, open_objects
+from headrace.errors import CorruptError, FencedError, RetriableError
+
+TASK = "0-0"
+METHODS = ("create", "upload", "read", "download", "list", "names", "delete")
+
+
+class Crash(Exception):
+    """The process is gone."""
+
+
+class Wrapped:
+    """Passes every call to another checkpoint store through ``around``; a delete of many is many calls."""
+
+    def __init__(self, objects):
+        self._objects = objects
+
+    def __getattr__(self, name):
+        if name not in METHODS:
+            raise AttributeError(name)
+        inner = getattr(self._objects, name)
+        if name == "delete":
+            return lambda paths: [self.around(lambda path=path: inner([path])) for path in paths] and None
+        return lambda *args: self.around(lambda: inner(*args))
+
+    def around(self, call):
+        raise NotImplementedError
+
+
+class Failing(Wrapped):
+    """Fails at the nth call, before or after it took effect."""
+
+    def __init__(self, objects, nth, after, error):
+        super().__init__(objects)
+        self.left, self.after, self.error = nth, after, error
+
+    def around(self, call):
+        self.left -= 1
+        if self.left != 0:
+            return call()
+        if self.after:
+            call()
+        raise self.error
+
+
+def make(directory, files):
+    directory.mkdir()
+    for name, data in files.items():
+        (directory / name).write_bytes(data)
+    return directory
+
+
+STATES = [{"base": b"base", "new": b"%d" % turn} for turn in range(6)]
+
+
+def start(tmp_path):
+    """Return a store with a few checkpoints of epoch 1."""
+    objects = open_objects("memory://", {})
+    checkpoints = Checkpoints(objects, "t")
+    current = checkpoints.claim(TASK, 1, None, 0)
+    for turn in range(3):
+        current = checkpoints.save(current, make(tmp_path / f"state{turn}", STATES[turn]), {"in/0": turn}, {}, turn)
+    return objects, current
+
+
+def assert_whole(objects, directory):
+    """Restore the newest checkpoint and return the turn that it holds."""
+    manifest = Checkpoints(objects, "t").newest(TASK)
+    Checkpoints(objects, "t").restore(manifest, directory)
+    turn = manifest.positions["in/0"]
+    assert {path.name: path.read_bytes() for path in directory.iterdir()} == STATES[turn]
+    return turn
+
+
+@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize("nth", range(1, 15))
+def test_a_crash_at_any_call_leaves_the_old_or_the_new_checkpoint(tmp_path, nth, after):
+    objects, current = start(tmp_path)
+    failing = Checkpoints(Failing(objects, nth, after, Crash()), "t")
+    crashed = saved = False
+    try:
+        current = failing.save(current, make(tmp_path / "state3", STATES[3]), {"in/0": 3}, {}, 3)
+        saved = True
+        failing.prune(current)
+    except Crash:
+        crashed = True
+    turn = assert_whole(objects, tmp_path / "restored")
+    assert turn in ((3,) if saved else (2, 3))
+    # The next owner goes on and leaves nothing lying about.
+    checkpoints = Checkpoints(objects, "t")
+    current = checkpoints.claim(TASK, 2, checkpoints.newest(TASK), 5)
+    for turn in (4, 5):
+        current = checkpoints.save(current, make(tmp_path / f"state{turn}", STATES[turn]), {"in/0": turn}, {}, 6)
+        checkpoints.prune(current)
+    checkpoints.sweep(current)
+    assert assert_whole(objects, tmp_path / "again") == 5
+    named = {ref.object for manifest in checkpoints.manifests(TASK) for ref in manifest.files}
+    assert set(objects.list(f"t/{TASK}/files")) == named
+    assert len(checkpoints.manifests(TASK)) == 2
+    if nth > 13:
+        assert not crashed, "more calls than this test knows: raise its range"
+
+
+@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize("nth", range(1, 4))
+def test_saving_again_after_a_passing_fault_is_right(tmp_path, nth, after):
+    objects, current = start(tmp_path)
+    checkpoints = Checkpoints(Failing(objects, nth, after, RetriableError("the answer got lost")), "t")
+    state = make(tmp_path / "state3", STATES[3])
+    try:
+        saved = checkpoints.save(current, state, {"in/0": 3}, {}, 3)
+    except RetriableError:
+        # Meanwhile the owner may prune by what it knows.
+        checkpoints.prune(current)
+        state = make(tmp_path / "state4", STATES[4])
+        saved = checkpoints.save(current, state, {"in/0": 4}, {}, 4)
+    assert checkpoints.newest(TASK) == saved
+    checkpoints.prune(saved)
+    assert assert_whole(objects, tmp_path / "restored") == saved.positions["in/0"]
+    assert checkpoints.save(saved, state, saved.positions, {}, 5).number == saved.number + 1
+
+
+@pytest.mark.parametrize("nth", range(1, 6))
+def test_a_claim_that_failed_half_way_is_never_two_owners(tmp_path, nth):
+    objects, current = start(tmp_path)
+    checkpoints = Checkpoints(objects, "t")
+    try:
+        Checkpoints(Failing(objects, nth, True, RetriableError("lost")), "t").claim(TASK, 2, current, 5)
+    except RetriableError:
+        newest = checkpoints.newest(TASK)
+        if newest.epoch == 2:
+            with pytest.raises(FencedError):
+                checkpoints.claim(TASK, 2, newest, 6)
+        checkpoints.claim(TASK, 3, newest, 6)
+    assert assert_whole(objects, tmp_path / "restored") == 2
+
+
+class Stepped(Wrapped):
+    """Lets every call wait until the test allows it."""
+
+    def __init__(self, objects):
+        super().__init__(objects)
+        self.changed = threading.Condition()
+        self.waiting = self.allowed = self.running = 0
+        self.finished = False
+
+    def around(self, call):
+        with self.changed:
+            self.waiting += 1
+            self.changed.notify_all()
+            self.changed.wait_for(lambda: self.allowed)
+            self.allowed -= 1
+            self.waiting -= 1
+            self.running += 1
+        try:
+            return call()
+        finally:
+            with self.changed:
+                self.running -= 1
+                self.changed.notify_all()
+
+    def step(self):
+        """Let one call through and wait until the next one stands at the gate; return False if there is none."""
+        with self.changed:
+            assert self.changed.wait_for(lambda: self.waiting or self.finished, 10)
+            if self.finished:
+                return False
+            self.allowed += 1
+            self.changed.notify_all()
+            assert self.changed.wait_for(lambda: not self.allowed and not self.running, 10)
+            assert self.changed.wait_for(lambda: self.waiting or self.finished, 10)
+            return True
+
+    def finish(self):
+        with self.changed:
+            self.finished = True
+            self.changed.notify_all()
+
+
+class Owner:
+    """A worker that believes to own the task, and notes what it was promised."""
+
+    def __init__(self, objects, epoch, directory, log, current=None):
+        self.gate = Stepped(objects)
+        self.checkpoints = Checkpoints(self.gate, "t")
+        self.epoch, self.directory, self.log, self.current = epoch, directory, log, current
+        self.error = None
+        self.thread = threading.Thread(target=self.run, daemon=True)
+        self.thread.start()
+
+    def run(self):
+        try:
+            if self.current is None:
+                self.take_over()
+            for turn in range(3):
+                state = make(
+                    self.directory / f"{self.epoch}-{turn}",
+                    # The same bytes as other owners write, and bytes that come back.
+                    {"base": b"base", "even": b"%d" % (turn % 2), "own": b"%d-%d" % (self.epoch, turn)},
+                )
+                self.current = self.checkpoints.save(self.current, state, {}, {}, 0)
+                self.log.append(("saved", self.epoch, self.current.number))
+                self.checkpoints.prune(self.current)
+        except FencedError:
+            self.log.append(("fenced", self.epoch, 0))
+        except BaseException as error:
+            self.error = error
+        finally:
+            self.gate.finish()
+
+    def take_over(self):
+        while self.current is None:
+            base = self.checkpoints.newest(TASK)
+            try:
+                self.current = self.checkpoints.claim(TASK, self.epoch, base, 0)
+            except RetriableError:
+                continue
+        self.log.append(("claimed", self.epoch, self.current.number))
+        try:
+            self.checkpoints.restore(self.current, self.directory / f"restored{self.epoch}")
+        except CorruptError:
+            # Only a later owner may have taken the files away.
+            later = self.checkpoints.newest(TASK)
+            assert later.epoch > self.epoch
+            raise FencedError("too late") from None
+
+
+def assert_nothing_is_lost(objects):
+    newest = Checkpoints(objects, "t").newest(TASK)
+    there = set(objects.list(f"t/{TASK}/files"))
+    assert {ref.object for ref in newest.files} <= there
+    return newest
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(1, 6)), min_size=20, max_size=60))
+def test_owners_that_interleave_lose_nothing(schedule):
+    directory = Path(tempfile.mkdtemp())
+    try:
+        objects, current = start(directory)
+        log = []
+        owners = [
+            Owner(objects, 1, directory, log, current),
+            Owner(objects, 2, directory, log),
+            Owner(objects, 3, directory, log),
+        ]
+        for who, calls in [*schedule, (0, 10**6), (1, 10**6), (2, 10**6)]:
+            for _ in range(calls):
+                if not owners[who].gate.step():
+                    break
+                assert_nothing_is_lost(objects)
+        for owner in owners:
+            owner.thread.join(10)
+            if owner.error is not None:
+                raise owner.error
+        newest = assert_nothing_is_lost(objects)
+        Checkpoints(objects, "t").restore(newest, directory / "end")
+        # What one owner was told is committed, every later owner continues.
+        commits = [(number, epoch) for what, epoch, number in log if what != "fenced"]
+        assert len({number for number, _ in commits}) == len(commits)
+        epochs = [epoch for _, epoch in sorted(commits)]
+        assert epochs == sorted(epochs)
+        assert newest.number == max(commits)[0]
+    finally:
+        shutil.rmtree(directory)
