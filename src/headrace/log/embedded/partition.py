@@ -157,7 +157,8 @@ class Appender:
                 synced, indexed, entries,
             )  # fmt: skip
             self._end_file.write(after)
-        except BaseException:
+        except OSError:
+            # Not for an interrupt: the batch may be published by then, and the next append sees to the rest.
             os.ftruncate(self._segment_fd, position)
             raise
         if self._fsync == "checkpoint":

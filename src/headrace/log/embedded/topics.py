@@ -115,6 +115,7 @@ class TopicDirectory:
             (fresh / str(partition) / "end").write_bytes(encode_end(EMPTY))
         content: dict[str, Any] = {"format": _TOPIC_VERSION, "partitions": topic.partitions}
         write_json(fresh / "topic.json", {**content, "config": dataclasses.asdict(topic.config)})
+        sync_directory(fresh)
         fresh.rename(self._topics / topic.name)
         sync_directory(self._topics)
         return topic

@@ -75,7 +75,9 @@ class StoreContract:
     def test_ranges_go_before_deletes_and_deletes_before_puts(self, store: Store) -> None:
         """A put in a batch survives a delete of its key in the same batch."""
         store.write(WriteBatch(puts=[(b"a", b"1"), (b"b", b"2"), (b"c", b"3"), (b"d", b"4")]))
-        store.write(WriteBatch(ranges=[(b"a", b"c")], deletes=[b"d", b"d", b"nothing"], puts=[(b"b", b"5"), (b"d", b"6")]))
+        store.write(
+            WriteBatch(ranges=[(b"a", b"c")], deletes=[b"d", b"d", b"nothing"], puts=[(b"b", b"5"), (b"d", b"6")])
+        )
         assert list(store.scan(b"")) == [(b"b", b"5"), (b"c", b"3"), (b"d", b"6")]
 
     def test_the_last_put_of_a_key_wins(self, store: Store) -> None:
