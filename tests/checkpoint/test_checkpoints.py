@@ -118,7 +118,9 @@ def test_files_with_the_same_bytes_are_one_object(objects, snapshot):
 
 
 def test_a_new_owner_continues_and_shuts_the_old_one_out(checkpoints, snapshot, tmp_path):
-    old = checkpoints.save(checkpoints.claim(TASK, 1, None, 0), snapshot({"1": b"a", "2": b"b"}), {"t/0": 5}, {"i": 1}, 1)
+    old = checkpoints.save(
+        checkpoints.claim(TASK, 1, None, 0), snapshot({"1": b"a", "2": b"b"}), {"t/0": 5}, {"i": 1}, 1
+    )
     new = checkpoints.claim(TASK, 2, checkpoints.newest(TASK), 2)
     assert (new.files, new.positions, new.info) == (old.files, old.positions, old.info)
     assert checkpoints.newest(TASK) == new

@@ -191,10 +191,11 @@ class Stepped(Wrapped):
 class Owner:
     """A worker that believes to own the task, and notes what it was promised."""
 
-    def __init__(self, objects, epoch, directory, log, current=None):
+    def __init__(self, objects, epoch, directory, log, bases, current=None):
         self.gate = Stepped(objects)
         self.checkpoints = Checkpoints(self.gate, "t")
         self.epoch, self.directory, self.log, self.current = epoch, directory, log, current
+        self.bases = bases
         self.error = None
         self.thread = threading.Thread(target=self.run, daemon=True)
         self.thread.start()
@@ -214,7 +215,7 @@ class Owner:
                 self.checkpoints.prune(self.current)
         except FencedError:
             self.log.append(("fenced", self.epoch, 0))
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - raised again by the test
             self.error = error
         finally:
             self.gate.finish()
@@ -227,6 +228,7 @@ class Owner:
             except RetriableError:
                 continue
         self.log.append(("claimed", self.epoch, self.current.number))
+        self.bases[self.current.number] = base.number
         try:
             self.checkpoints.restore(self.current, self.directory / f"restored{self.epoch}")
         except CorruptError:
@@ -249,11 +251,11 @@ def test_owners_that_interleave_lose_nothing(schedule):
     directory = Path(tempfile.mkdtemp())
     try:
         objects, current = start(directory)
-        log = []
+        log, bases = [], {}
         owners = [
-            Owner(objects, 1, directory, log, current),
-            Owner(objects, 2, directory, log),
-            Owner(objects, 3, directory, log),
+            Owner(objects, 1, directory, log, bases, current),
+            Owner(objects, 2, directory, log, bases),
+            Owner(objects, 3, directory, log, bases),
         ]
         for who, calls in [*schedule, (0, 10**6), (1, 10**6), (2, 10**6)]:
             for _ in range(calls):
@@ -272,5 +274,7 @@ def test_owners_that_interleave_lose_nothing(schedule):
         epochs = [epoch for _, epoch in sorted(commits)]
         assert epochs == sorted(epochs)
         assert newest.number == max(commits)[0]
+        for claimed, base in bases.items():
+            assert base >= max([current.number, *(number for number, _ in commits if number < claimed)])
     finally:
         shutil.rmtree(directory)

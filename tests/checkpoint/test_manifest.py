@@ -75,7 +75,7 @@ def test_nonsense_with_a_right_checksum_is_damage(body):
 
 
 def test_a_later_version_is_not_damage():
-    with pytest.raises(FatalError, match="version 2.*later one"):
+    with pytest.raises(FatalError, match=r"version 2.*later one"):
         manifest.decode(framed(b'{"version":2,"everything":"else"}'), "somewhere")
 
 

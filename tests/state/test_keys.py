@@ -37,6 +37,17 @@ def test_many_are_encoded_like_one(values):
     assert keys.encode_bytes_many(values) == [keys.encode_bytes(value) for value in values]
 
 
+@given(st.lists(TIMES))
+def test_many_times_are_encoded_like_one(times):
+    assert keys.encode_times(times) == [keys.encode_time(time) for time in times]
+    assert keys.decode_times(keys.encode_times(times)) == times
+
+
+def test_a_row_that_is_no_time_is_damage():
+    with pytest.raises(CorruptError, match="8 bytes"):
+        keys.decode_times([b"12345678", b"123456789"])
+
+
 @given(NEAR_ZERO, NEAR_ZERO)
 def test_the_end_of_a_prefix_is_the_smallest_key_behind_it(prefix, other):
     end = keys.prefix_end(prefix)

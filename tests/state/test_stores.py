@@ -1,10 +1,11 @@
 """The stores keep the contract."""
 
-from pathlib import Path
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+import rocksdict
 
 from headrace.errors import CorruptError, FatalError, RetriableError
 from headrace.state import rocksdb
@@ -31,8 +32,6 @@ def test_rocksdb_options_hold_after_reopening(tmp_path):
     directory = tmp_path / "store"
     RocksStores(8 * MB).open(directory).close()
     # A store that was made with other options must not bring them back.
-    import rocksdict
-
     rocksdict.Rdict.destroy(str(directory))
     options = rocksdict.Options(raw_mode=True)
     options.set_write_buffer_size(77 * MB)
@@ -88,7 +87,8 @@ def test_rocksdb_names_the_directory_that_is_open_elsewhere(tmp_path):
         "try: RocksStores(8 << 20).open(pathlib.Path(sys.argv[1]))\n"
         "except Exception as error: print(type(error).__name__, error)\n"
     )
-    shown = subprocess.run([sys.executable, "-c", script, str(tmp_path / "store")], capture_output=True, text=True)
+    command = [sys.executable, "-c", script, str(tmp_path / "store")]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "FatalError" in shown.stdout
     assert "open elsewhere" in shown.stdout
     store.close()

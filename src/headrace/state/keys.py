@@ -58,6 +58,23 @@ def decode_time(key: bytes, start: int = 0) -> int:
         raise CorruptError(f"a key of {len(key)} bytes holds no time at byte {start}") from None
 
 
+def encode_times(times_ms: Iterable[int]) -> list[bytes]:
+    """Return ``encode_time`` of each time."""
+    return list(map(_TIME.pack, times_ms))
+
+
+def decode_times(rows: Iterable[bytes]) -> list[int]:
+    """Return the time that each row is.
+
+    Raises:
+        CorruptError: a row is not eight bytes.
+    """
+    try:
+        return [time for (time,) in map(_TIME.unpack, rows)]
+    except struct.error:
+        raise CorruptError(f"a row that should be a time does not have {TIME_WIDTH} bytes") from None
+
+
 def encode_bytes(value: bytes) -> bytes:
     """Return ``value`` with an end that sorts before everything that could follow it.
 

@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 import rocksdict
 
-from headrace.errors import CorruptError, FatalError, HeadraceError, RetriableError
+from headrace.errors import CorruptError, FatalError, RetriableError
 from headrace.state import api
 from headrace.state.memory import make_snapshot_directory
 
@@ -54,9 +54,7 @@ class RocksStores:
             # Options given as the database's only are dropped for column families that exist already.
             options = self._options()
             db = rocksdict.Rdict(str(directory), options, column_families={"default": options})
-        except HeadraceError:
-            raise
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - rocksdict raises nothing more exact
             _raise(error, directory, opening=True)
         return RocksStore(db, directory)
 
@@ -177,7 +175,7 @@ class RocksStore:
     def _call(self, work: Callable[..., Any], *args: Any) -> Any:
         try:
             return work(*args)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - rocksdict raises nothing more exact
             _raise(error, self._directory)
 
 

@@ -1,0 +1,390 @@
+"""Running a topology in a test: the real tasks, over memory, with a clock that the test moves.
+
+There is no log, disk or thread. Whatever the test sends is processed before ``send`` returns, and what the topology
+wrote is there to be read::
+
+    driver = TopologyTestDriver(topology)
+    driver.send("payments", {"customer_id": "c1", "total": 9.5, "at": 1_000})
+    driver.end_input()
+    assert [record.value["total"] for record in driver.read("spend-per-minute")] == [9.5]
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from itertools import count, repeat
+from typing import Any
+from zlib import crc32
+
+from headrace.dsl.builder import Topology
+from headrace.errors import NotFoundError
+from headrace.operators.selectors import select
+from headrace.record import Headers, JoinedBytes, Record, RecordBatch, TopicPartition
+from headrace.runtime.edges import Append
+from headrace.runtime.task import Task
+from headrace.serde.api import Serde
+from headrace.settings import duration_ms
+from headrace.state.memory import MemoryStore
+from headrace.topology.graph import Graph, Node, Repartition, Source
+from headrace.topology.plan import Plan, plan
+
+_TICK_MS = 1000
+
+
+@dataclass(slots=True)
+class _SourcePartition:
+    """Records that the test sent; they can be read again in other batches, as from a real log."""
+
+    timestamps: list[int] = field(default_factory=list)
+    keys: list[bytes | None] = field(default_factory=list)
+    values: list[bytes | None] = field(default_factory=list)
+    headers: list[Headers] = field(default_factory=list)
+
+    @property
+    def end(self) -> int:
+        return len(self.values)
+
+    def append(self, batch: RecordBatch) -> None:
+        self.timestamps += batch.timestamps
+        self.keys += batch.keys
+        self.values += batch.values.split()
+        self.headers += batch.headers or [()] * len(batch)
+
+    def read(self, position: int, limit: int) -> RecordBatch:
+        cut = slice(position, position + limit)
+        offsets = range(position, min(position + limit, self.end))
+        headers = self.headers[cut]
+        return RecordBatch(
+            self.timestamps[cut],
+            self.keys[cut],
+            JoinedBytes.of(self.values[cut]),
+            headers if any(headers) else None,
+            offsets=offsets,
+        )
+
+
+@dataclass(slots=True)
+class _WrittenPartition:
+    """Batches that tasks appended, as they were: those to internal topics carry positions and progress."""
+
+    batches: list[RecordBatch] = field(default_factory=list)
+    bases: list[int] = field(default_factory=list)
+    end: int = 0
+
+    def append(self, batch: RecordBatch) -> RecordBatch:
+        batch.offsets = range(self.end, self.end + len(batch))
+        self.bases.append(self.end)
+        self.batches.append(batch)
+        self.end += len(batch)
+        return batch
+
+    def read(self, position: int, limit: int) -> RecordBatch:
+        place = bisect_right(self.bases, position) - 1
+        return self.batches[place].tail(position - self.bases[place])
+
+
+class TopologyTestDriver:
+    """Runs a topology inside a test.
+
+    Args:
+        topology: What to run.
+        partitions: How many partitions every source topic has, or how many by topic.
+        repartition_partitions: How many internal topics get; 0 for as many as the widest source.
+        cache_bytes: Memory for the write-behind cache of each task; 0 makes every value go through the store.
+        batch_records: The most records that a task takes in one step.
+
+    Raises:
+        TopologyError: the topology cannot run as it is written.
+
+    Example:
+        >>> from headrace import Topology, agg, tumbling
+        >>> topology = Topology("page-views")
+        >>> views = topology.stream("views", keyed_by="page", time="at")
+        >>> views.window(tumbling("1m")).aggregate(views=agg.count()).to("views-per-minute")
+        >>> driver = TopologyTestDriver(topology)
+        >>> driver.send("views", {"page": "/", "at": 1_000})
+        >>> driver.send("views", {"page": "/", "at": 59_999})
+        >>> driver.send("views", {"page": "/", "at": 60_000})
+        >>> [record.value for record in driver.read("views-per-minute")]
+        [{'key': '/', 'window_start': 0, 'window_end': 60000, 'views': 2}]
+        >>> driver.end_input()
+        >>> [record.value["views"] for record in driver.read("views-per-minute")]
+        [1]
+    """
+
+    def __init__(
+        self,
+        topology: Topology,
+        *,
+        partitions: int | Mapping[str, int] = 1,
+        repartition_partitions: int = 0,
+        cache_bytes: int = 64 * 1024**2,
+        batch_records: int = 4096,
+    ) -> None:
+        self.now_ms = 0
+        """The processing time; ``advance_time`` moves it. Records sent without a timestamp get it."""
+        self.late: Counter[str] = Counter()
+        """How many records came too late, by step."""
+        self.skipped: Counter[str] = Counter()
+        """How many records failed and were skipped, by step."""
+        self.repeats = 0
+        """How many internal records were dropped because they had come before a crash already."""
+        self._cache_bytes = cache_bytes
+        self._batch_records = batch_records
+        graph = topology.graph()
+        counts = {node.topic: _count(partitions, node.topic) for node in graph.nodes if isinstance(node, Source)}
+        self._plan: Plan = plan(graph, counts, repartition_partitions)
+        widest = max(counts.values())
+        self._sinks = {sink.name: (sink, _key_serde(graph, sink)) for sink in self._plan.sinks()}
+        outputs = {sink.topic: sink.partitions or widest for sink, _ in self._sinks.values()}
+        self._sources = {node.topic: node for node in graph.nodes if isinstance(node, Source)}
+        self._partitions = {**outputs, **counts, **self._plan.internal_topics()}
+        self._sent = {_at(topic, p): _SourcePartition() for topic, n in counts.items() for p in range(n)}
+        self._written = {
+            _at(topic, p): _WrittenPartition()
+            for topic, n in self._partitions.items()
+            if topic not in counts or topic in outputs
+            for p in range(n)
+        }
+        self._unread: dict[str, list[Append]] = {topic: [] for topic in outputs}
+        self._keyless = count()
+        self._bound = 0
+        self._ended = False
+        self._checkpoints: dict[str, dict[bytes, bytes]] = {}
+        self._tasks: dict[str, Task] = {}
+        self._stores: dict[str, MemoryStore] = {}
+        self._rebuild(str(task) for task in self._plan.tasks())
+
+    @property
+    def tasks(self) -> list[str]:
+        """The ids of all tasks, upstream ones first."""
+        return list(self._tasks)
+
+    @property
+    def outputs(self) -> list[str]:
+        """The topics that the topology writes to."""
+        return sorted(self._unread)
+
+    def send(
+        self, topic: str, value: Any, key: Any = None, timestamp: int | None = None, *, partition: int | None = None
+    ) -> None:
+        """Write one record to a source topic and process it.
+
+        Args:
+            topic: A topic that the topology reads.
+            value: The value, as the topology sees it; it is encoded with the source's serde.
+            key: Its key; the ``keyed_by`` field of the value if None.
+            timestamp: Milliseconds since the epoch; ``now_ms`` if None.
+            partition: Where it goes; by its key if None, and in turn if it has no key.
+
+        Raises:
+            NotFoundError: the topology does not read ``topic``.
+            RecordError: a step failed on the record, and its policy is to stop. The driver is of no use after that.
+        """
+        keys = None if key is None else [key]
+        timestamps = None if timestamp is None else [timestamp]
+        self.send_many(topic, [value], keys=keys, timestamps=timestamps, partition=partition)
+
+    def send_many(
+        self,
+        topic: str,
+        values: Iterable[Any],
+        *,
+        keys: Iterable[Any] | None = None,
+        timestamps: Iterable[int] | None = None,
+        partition: int | None = None,
+    ) -> None:
+        """Write records to a source topic and process them in batches; otherwise as ``send``, one by one.
+
+        Args:
+            topic: A topic that the topology reads.
+            values: The values.
+            keys: Their keys, as many as values; the ``keyed_by`` field of each value if None.
+            timestamps: Their timestamps, as many as values.
+            partition: Where all of them go.
+        """
+        source = self._sources.get(topic)
+        if source is None:
+            raise NotFoundError(
+                f"the topology does not read {topic!r}", remedy=f"It reads {', '.join(sorted(self._sources))}"
+            )
+        made = list(values)
+        given = select(source.keyed_by, made) if keys is None and source.keyed_by is not None else keys
+        encoded_keys = [None] * len(made) if given is None else source.key.encode_many(list(given))
+        stamps = repeat(self.now_ms, len(made)) if timestamps is None else timestamps
+        for key, value, stamp in zip(encoded_keys, source.value.encode_many(made), stamps, strict=True):
+            place = self._place(topic, key) if partition is None else partition
+            sent = self._sent[_at(topic, place)]
+            sent.append(RecordBatch([stamp], [key], JoinedBytes.of([value])))
+        self._ended = False
+        self._settle()
+
+    def advance_time(self, duration: str | timedelta) -> None:
+        """Let processing time pass; every input counts as read to its end meanwhile.
+
+        A source that gets nothing for its ``idle_after`` no longer holds event time back; when all inputs of a task
+        are idle, its event time moves on by the time that passes.
+        """
+        left = duration_ms(duration, "duration of advance_time")
+        while left > 0:
+            # Once everything is idle, nothing changes its course any more and one step is as good as many.
+            step = left if all(task.idle for task in self._tasks.values()) else min(left, _TICK_MS)
+            self.now_ms += step
+            left -= step
+            self._settle()
+
+    def end_input(self) -> None:
+        """Close every window, upstream before downstream, as a run with ``--until-end`` does at its end."""
+        self._bound += 1
+        self._ended = True
+        self._finish()
+
+    def read(self, topic: str) -> list[Record]:
+        """Return what was written to a topic since the last call, with decoded keys and values.
+
+        Records of one partition stand in their order; each carries the id header by which a repeat is known.
+
+        Raises:
+            NotFoundError: no step writes to ``topic``.
+        """
+        unread = self._unread.get(topic)
+        if unread is None:
+            raise NotFoundError(
+                f"the topology does not write to {topic!r}", remedy=f"It writes to {', '.join(sorted(self._unread))}"
+            )
+        self._unread[topic] = []
+        return [record for partition, batch in unread for record in self._decoded(partition, batch)]
+
+    def checkpoint(self, *tasks: str) -> None:
+        """Checkpoint tasks, by id; all of them if none is named. It is what ``crash`` goes back to."""
+        for name in self._named(tasks):
+            self._checkpoints[name] = self._image(name)
+
+    def restart(self, *tasks: str) -> None:
+        """Hand tasks over cleanly: checkpoint them and go on with new ones made from that; all if none is named."""
+        self.checkpoint(*tasks)
+        self._rebuild(self._named(tasks))
+        self._settle()
+
+    def crash(self, *tasks: str) -> None:
+        """Lose tasks without warning and go on with new ones, made from their last checkpoints; all if none is named.
+
+        What they had written stays written, and what they had read since is read again.
+        """
+        self._rebuild(self._named(tasks))
+        self._settle()
+        if self._ended:
+            self._finish()
+
+    def _named(self, tasks: Sequence[str]) -> list[str]:
+        unknown = sorted(set(tasks).difference(self._tasks))
+        if unknown:
+            raise NotFoundError(f"there is no task {unknown[0]!r}", remedy=f"There are {', '.join(self._tasks)}")
+        return list(tasks or self._tasks)
+
+    def _image(self, name: str) -> dict[bytes, bytes]:
+        task = self._tasks[name]
+        task.flush()
+        return dict(self._stores[name].scan(b""))
+
+    def _rebuild(self, names: Iterable[str]) -> None:
+        wanted = set(names)
+        for task_id, sub in self._plan.tasks().items():
+            name = str(task_id)
+            if name not in wanted:
+                continue
+            self._stores[name] = MemoryStore(dict(self._checkpoints.get(name, {})))
+            self._tasks[name] = Task(
+                self._plan,
+                sub,
+                task_id,
+                self._stores[name],
+                partitions=self._partitions,
+                cache_bytes=self._cache_bytes,
+                starts={},
+            )
+
+    def _settle(self) -> None:
+        """Process everything that there is, and tell the tasks the time."""
+        self._run()
+        for task in self._tasks.values():
+            self._append(task.tick(self.now_ms, dict.fromkeys(task.positions, True)))
+            self._append(task.report())
+            self._run()
+
+    def _run(self) -> None:
+        busy = True
+        while busy:
+            busy = False
+            for task in self._tasks.values():
+                while self._step(task):
+                    busy = True
+                self._append(task.report())
+
+    def _step(self, task: Task) -> bool:
+        """Give a task the next batch of the input that is furthest behind; return whether there was one."""
+        for partition in task.inputs_by_time():
+            log = self._sent.get(partition) or self._written[partition]
+            position = task.positions[partition]
+            if position < log.end:
+                self._append(task.step(partition, log.read(position, self._batch_records)))
+                task.relieve()
+                tally = task.take_tally()
+                self.late += tally.late
+                self.skipped += tally.errors
+                self.repeats += tally.repeats
+                return True
+        return False
+
+    def _finish(self) -> None:
+        for task in self._tasks.values():
+            self._run()
+            if task.finished < self._bound:
+                self._append(task.finish(self._bound))
+                self._append(task.report())
+        self._settle()
+
+    def _append(self, appends: Iterable[Append]) -> None:
+        for partition, batch in appends:
+            self._written[partition].append(batch)
+            if partition.topic in self._unread:
+                self._unread[partition.topic].append((partition, batch))
+            if partition in self._sent:
+                self._sent[partition].append(batch)
+
+    def _decoded(self, partition: TopicPartition, batch: RecordBatch) -> Iterable[Record]:
+        assert batch.origin is not None
+        sink, key_serde = self._sinks[batch.origin.source.split("/")[1]]
+        for record in batch.records(*partition):
+            yield Record(
+                record.topic,
+                record.partition,
+                record.offset,
+                record.timestamp,
+                key_serde.decode(record.key),
+                sink.value.decode(record.value),
+                record.headers,
+            )
+
+    def _place(self, topic: str, key: bytes | None) -> int:
+        partitions = self._partitions[topic]
+        return next(self._keyless) % partitions if key is None else crc32(key) % partitions
+
+
+def _at(topic: str, partition: int) -> TopicPartition:
+    return TopicPartition(topic, partition)
+
+
+def _count(partitions: int | Mapping[str, int], topic: str) -> int:
+    return partitions if isinstance(partitions, int) else partitions.get(topic, 1)
+
+
+def _key_serde(graph: Graph, node: Node) -> Serde[Any]:
+    """Return the serde of the keys at a node: that of the source or repartition above it."""
+    while not isinstance(node, Source | Repartition):
+        node = graph.by_name[node.inputs[0].node]
+    return node.key
