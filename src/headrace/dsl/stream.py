@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from datetime import timedelta
+from functools import partial
 from typing import Any, Generic, Literal, Self, TypeVar
 
 from headrace.dsl.definition import Definition, check_function, check_policy, key_serde_of, user_location
@@ -12,7 +13,7 @@ from headrace.operators.aggregates import Aggregate
 from headrace.operators.api import MAIN, Spec
 from headrace.operators.compiled import check_aggregates
 from headrace.operators.deduplicate import Deduplicate
-from headrace.operators.selectors import Selector, function_name, selector_name
+from headrace.operators.selectors import Selector, decode_keys, function_name, selector_name
 from headrace.operators.sessions import SessionAggregate
 from headrace.operators.stateless import branching, filtering, flat_mapping, mapping, merging, tapping
 from headrace.operators.windowed import LATE, WindowedAggregate
@@ -307,9 +308,9 @@ class WindowedStream(Generic[V]):
         key = stream._key
         spec: Spec
         if isinstance(windows, SessionWindows):
-            spec = SessionAggregate(windows, dict(aggregates), self._lateness_ms, key.decode)
+            spec = SessionAggregate(windows, dict(aggregates), self._lateness_ms, partial(decode_keys, key))
         else:
-            spec = WindowedAggregate(windows, dict(aggregates), self._lateness_ms, key.decode)
+            spec = WindowedAggregate(windows, dict(aggregates), self._lateness_ms, partial(decode_keys, key))
         port = stream._step(spec, windows.label, name, on_error)
         late = stream._same(Port(port.node, LATE))
         return WindowResults(stream._definition, port, port.node, Msgpack(), key, late)

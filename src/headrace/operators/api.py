@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import compress
+from itertools import chain, compress
+from operator import itemgetter
 from typing import Any, Protocol
 
 from headrace.record import Headers
@@ -19,7 +20,7 @@ from headrace.state.cache import Budget
 MAIN = ""
 """The port that a step's results leave by unless it has several."""
 
-EMIT_RECORDS = 8192
+EMIT_RECORDS = 2048
 """Results that were not caused by one input batch (a closed window) leave in batches of at most this many."""
 
 
@@ -63,6 +64,33 @@ class Batch:
             list(compress(self.keys, mask)), list(compress(self.values, mask)),
             self.headers and list(compress(self.headers, mask)), self.running,
         )  # fmt: skip
+
+    def with_running(self, running: RunningWatermark) -> Batch:
+        """Return the batch under another watermark."""
+        return Batch(self.offsets, self.timestamps, self.keys, self.values, self.headers, running)
+
+    def pick(self, rows: Sequence[int]) -> Batch:
+        """Return the records at the places ``rows``, in that order."""
+        if len(rows) == 1:
+            return self.part(rows[0], rows[0] + 1)
+        pick = itemgetter(*rows)
+        headers = self.headers and list(pick(self.headers))
+        columns = list(pick(self.timestamps)), list(pick(self.keys)), list(pick(self.values))
+        return Batch(pick(self.offsets), *columns, headers, self.running)
+
+    @staticmethod
+    def concatenate(batches: Sequence[Batch]) -> Batch:
+        """Return the records of several batches, which have one watermark, one batch after the other."""
+
+        def column(name: str) -> list[Any]:
+            return list(chain.from_iterable(getattr(batch, name) for batch in batches))
+
+        headers: list[Headers] | None = None
+        if any(batch.headers for batch in batches):
+            headers = [row for batch in batches for row in (batch.headers or [()] * len(batch))]
+        return Batch(
+            column("offsets"), column("timestamps"), column("keys"), column("values"), headers, batches[0].running
+        )
 
     def part(self, start: int, stop: int | None = None) -> Batch:
         """Return the records from ``start`` to before ``stop``."""

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import repeat
+from operator import add
 from typing import Any, ClassVar
 
 import msgspec
@@ -20,10 +22,10 @@ from headrace.operators.api import MAIN, Batch, Outputs, StepContext
 from headrace.operators.selectors import Selector, select, selector_name
 from headrace.record import MIN_WATERMARK
 from headrace.state.cache import Bucket, Codec, WriteBehind
-from headrace.state.keys import decode_time, encode_time
+from headrace.state.keys import decode_time, decode_times, encode_time, encode_times
 
 _encode_id = msgspec.msgpack.Encoder().encode
-_STAMPS: Codec[int] = Codec(lambda stamps: list(map(encode_time, stamps)), lambda rows: list(map(decode_time, rows)))
+_STAMPS: Codec[int] = Codec(encode_times, decode_times)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +67,8 @@ class DeduplicateOperator:
         for bucket in near:
             bucket.load(rows)
         limit = batch.running.last if batch.running else self._watermark
-        alone = first == last and near in ([], [self._slices.get(first)]) and min(timestamps) >= limit
+        # While the watermark is within the slice, nothing in it can have been left behind by ``within``.
+        alone = first == last and near in ([], [self._slices.get(first)]) and limit < (first + 1) * self._within_ms
         mask = self._mark_in_slice(first, rows, timestamps) if alone else self._mark(batch, rows)
         return [(MAIN, batch if all(mask) else batch.where(mask))]
 
@@ -93,7 +96,7 @@ class DeduplicateOperator:
         return bucket
 
     def _mark_in_slice(self, number: int, rows: list[bytes], timestamps: Sequence[int]) -> list[bool]:
-        """Mark new ids of records that all lie in one slice, whose neighbours are empty, and none behind the watermark.
+        """Mark new ids of records that all lie in one slice, whose neighbours are empty.
 
         Any two times within a slice are less than ``within`` apart, so that being there is being a repeat.
         """
@@ -146,7 +149,10 @@ def seen_rows(keys: Sequence[bytes | None], ids: list[Any]) -> list[bytes]:
         escaped = keys  # type: ignore[assignment]
     kinds = set(map(type, ids))
     if kinds == {str}:
-        return [b"%b\0\0s%b" % (key, id_.encode()) for key, id_ in zip(escaped, ids, strict=True)]
+        encoded = "\0".join(ids).encode().split(b"\0")
+        if len(encoded) != len(ids):  # an id has a zero byte in it
+            encoded = [id_.encode() for id_ in ids]
+        return list(map(add, map(add, escaped, repeat(b"\0\0s")), encoded))
     if not kinds <= {str, int, bytes, bool, float, tuple}:
         raise TypeError("the id to deduplicate by must be text, a number, bytes or a tuple of them")
     return [

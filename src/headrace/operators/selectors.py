@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from operator import attrgetter, itemgetter
 from typing import Any
+
+from headrace.serde.api import Serde
+from headrace.serde.primitives import Str
 
 Selector = str | Callable[[Any], Any]
 """A field of mappings and objects alike, or a function of the value."""
@@ -24,6 +27,20 @@ def function_name(function: Callable[..., Any]) -> str:
     """Return a function's name in a form that can stand in a step's name."""
     name = getattr(function, "__name__", type(function).__name__)
     return "lambda" if name == "<lambda>" else name.strip("_<>") or "function"
+
+
+def decode_keys(serde: Serde[Any], keys: Sequence[bytes]) -> list[Any]:
+    """Decode the keys of a batch.
+
+    Example:
+        >>> decode_keys(Str(), [b"a", b"b"])
+        ['a', 'b']
+    """
+    if isinstance(serde, Str):
+        texts = b"\0".join(keys).decode().split("\0")
+        if len(texts) == len(keys):  # no key has a zero byte in it
+            return texts
+    return [serde.decode(key) for key in keys]
 
 
 def select(selector: Selector, values: list[Any]) -> list[Any]:

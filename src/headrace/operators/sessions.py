@@ -16,7 +16,7 @@ import msgspec
 from headrace.operators.aggregates import Aggregate
 from headrace.operators.api import EMIT_RECORDS, MAIN, Batch, Outputs, RecordsFailedError, StepContext
 from headrace.operators.compiled import Accumulators, Compiled, RowCodec, RowFailedError, compile_aggregates
-from headrace.operators.windowed import LATE, DecodeKey
+from headrace.operators.windowed import LATE, DecodeKeys
 from headrace.operators.windows import SessionWindows
 from headrace.record import MIN_WATERMARK
 from headrace.state.cache import Bucket, Codec, WriteBehind
@@ -42,7 +42,7 @@ class SessionAggregate:
     windows: SessionWindows
     aggregates: Mapping[str, Aggregate]
     lateness_ms: int
-    decode_key: DecodeKey
+    decode_keys: DecodeKeys
     kind: ClassVar[str] = "window"
     stateful: ClassVar[bool] = True
     ports: ClassVar[tuple[str, ...]] = (MAIN, LATE)
@@ -65,7 +65,7 @@ class SessionAggregate:
         slots = WriteBehind(context.store, context.store_prefix("slots"), _MARKS, budget=context.budget)
         compiled = compile_aggregates(self.aggregates)
         return SessionAggregateOperator(
-            self.windows.gap_ms, self.lateness_ms, compiled, self.decode_key, sessions, slots
+            self.windows.gap_ms, self.lateness_ms, compiled, self.decode_keys, sessions, slots
         )
 
 
@@ -102,14 +102,14 @@ class SessionAggregateOperator:
         gap_ms: int,
         lateness_ms: int,
         compiled: Compiled,
-        decode_key: DecodeKey,
+        decode_keys: DecodeKeys,
         sessions: WriteBehind[list[Session]],
         slots: WriteBehind[bool],
     ) -> None:
         self._gap_ms = gap_ms
         self._lateness_ms = lateness_ms
         self._compiled = compiled
-        self._decode_key = decode_key
+        self._decode_keys = decode_keys
         self._sessions = sessions.bucket(b"")
         self._cache = sessions
         self._slots = slots
@@ -217,7 +217,7 @@ class SessionAggregateOperator:
     def _results(self, closed: Sequence[tuple[int, bytes, Session]]) -> Batch:
         keys = [key for _, key, _ in closed]
         values = [
-            self._compiled.results([self._decode_key(key)], [session.accumulators], session.first, end)[0]
-            for end, key, session in closed
+            self._compiled.results([key], [session.accumulators], session.first, end)[0]
+            for key, (end, _, session) in zip(self._decode_keys(keys), closed, strict=True)
         ]
         return Batch([-1] * len(keys), [end - 1 for end, _, _ in closed], keys, values)

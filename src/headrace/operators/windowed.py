@@ -9,6 +9,7 @@ from __future__ import annotations
 import bisect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from operator import itemgetter
 from typing import Any, ClassVar
 
@@ -25,7 +26,7 @@ LATE = "late"
 
 _FEW_WINDOWS = 8
 
-DecodeKey = Callable[[bytes], Any]
+DecodeKeys = Callable[[Sequence[bytes]], list[Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +36,7 @@ class WindowedAggregate:
     windows: AlignedWindows
     aggregates: Mapping[str, Aggregate]
     lateness_ms: int
-    decode_key: DecodeKey
+    decode_keys: DecodeKeys
     kind: ClassVar[str] = "window"
     stateful: ClassVar[bool] = True
     ports: ClassVar[tuple[str, ...]] = (MAIN, LATE)
@@ -50,7 +51,7 @@ class WindowedAggregate:
         codec = Codec(rows.encode_many, rows.decode_many)
         cache = WriteBehind(context.store, context.store_prefix("windows"), codec, budget=context.budget)
         return WindowedAggregateOperator(
-            self.windows, self.lateness_ms, compile_aggregates(self.aggregates), self.decode_key, cache
+            self.windows, self.lateness_ms, compile_aggregates(self.aggregates), self.decode_keys, cache
         )
 
 
@@ -62,13 +63,13 @@ class WindowedAggregateOperator:
         windows: AlignedWindows,
         lateness_ms: int,
         compiled: Compiled,
-        decode_key: DecodeKey,
+        decode_keys: DecodeKeys,
         cache: WriteBehind[Accumulators],
     ) -> None:
         self._windows = windows
         self._lateness_ms = lateness_ms
         self._compiled = compiled
-        self._decode_key = decode_key
+        self._decode_keys = decode_keys
         self._cache = cache
         self._watermark = MIN_WATERMARK
         self._open = {decode_time(bucket.prefix): bucket for bucket in cache.buckets()}
@@ -95,13 +96,10 @@ class WindowedAggregateOperator:
         while self._ends and self._ends[0] + self._lateness_ms <= watermark:
             end = self._ends.pop(0)
             bucket = self._open.pop(end)
-            keys: list[bytes] = []
-            rows: list[Accumulators] = []
-            for key, row in self._cache.rows(bucket):
-                keys.append(key)
-                rows.append(row)
-            for start in range(0, len(keys), EMIT_RECORDS):
-                outputs.append((MAIN, self._results(end, keys[start:], rows[start:])))
+            rows = self._cache.rows(bucket)
+            while chunk := list(islice(rows, EMIT_RECORDS)):
+                keys, accumulators = zip(*chunk, strict=True)
+                outputs.append((MAIN, self._results(end, keys, accumulators)))
             self._cache.drop(bucket)
         return outputs
 
@@ -113,9 +111,8 @@ class WindowedAggregateOperator:
         """Return the watermark that closes the last open window."""
         return self._ends[-1] + self._lateness_ms if self._ends else None
 
-    def _results(self, end: int, keys: list[bytes], rows: list[Accumulators]) -> Batch:
-        keys, rows = keys[:EMIT_RECORDS], rows[:EMIT_RECORDS]
-        values = self._compiled.results(list(map(self._decode_key, keys)), rows, end - self._windows.size_ms, end)
+    def _results(self, end: int, keys: Sequence[bytes], rows: Sequence[Accumulators]) -> Batch:
+        values = self._compiled.results(self._decode_keys(keys), rows, end - self._windows.size_ms, end)
         return Batch([-1] * len(keys), [end - 1] * len(keys), keys, values)
 
     def _split(self, timestamps: Sequence[int]) -> list[tuple[int, list[int] | None]]:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import struct
 from array import array
 from collections.abc import Callable, Sequence
-from itertools import chain
-from operator import itemgetter
 from typing import Any
 from zlib import crc32
 
@@ -87,7 +85,7 @@ class Edge:
         """
         if not self._waiting:
             return []
-        batch = self._waiting[0] if len(self._waiting) == 1 else _concatenate(self._waiting)
+        batch = self._waiting[0] if len(self._waiting) == 1 else Batch.concatenate(self._waiting)
         self._waiting = []
         source = self._source if self._inputs == 1 else f"{self._source}/{topic}"
         start = self.sequences.get(source, 0)
@@ -124,45 +122,32 @@ class Edge:
         count = self.partitions
         if count == 1:
             return [(0, batch, range(start, start + len(batch)))]
-        places: list[list[int]] = [[] for _ in range(count)]
         if None in batch.keys:
-            for i, key in enumerate(batch.keys):
-                data = _CHUNK.pack((start + i) // 256 % 2**32) if key is None else key
-                places[crc32(data) % count].append(i)
+            keys = [
+                _CHUNK.pack((start + i) // 256 % 2**32) if key is None else key for i, key in enumerate(batch.keys)
+            ]
+            goals = [crc32(key) % count for key in keys]
         else:
-            adders: list[Callable[[int], None]] = [place.append for place in places]
-            for i, hashed in enumerate(map(crc32, batch.keys)):  # type: ignore[arg-type]
-                adders[hashed % count](i)
+            goals = [hashed % count for hashed in map(crc32, batch.keys)]  # type: ignore[arg-type]
+        if goals.count(goals[0]) == len(goals):
+            return [(goals[0], batch, range(start, start + len(batch)))]
+        places: list[list[int]] = [[] for _ in range(count)]
+        adders: list[Callable[[int], None]] = [place.append for place in places]
+        for i, goal in enumerate(goals):
+            adders[goal](i)
         parts: list[tuple[int, Batch, Sequence[int]]] = []
         for partition, rows in enumerate(places):
-            if len(rows) == len(batch):
-                return [(partition, batch, range(start, start + len(batch)))]
             if rows:
-                parts.append((partition, _pick(batch, rows), array("q", [start + i for i in rows])))
+                parts.append((partition, batch.pick(rows), array("q", [start + i for i in rows])))
         return parts
 
     def _check_readable(self, values: list[Any]) -> None:
-        if isinstance(self._value, Msgpack) and self._value.kind is Any and not isinstance(values[0], _PLAIN):
-            name = type(values[0]).__name__
+        if not (isinstance(self._value, Msgpack) and self._value.kind is Any):
+            return
+        strange = {kind.__name__ for kind in set(map(type, values)) if not issubclass(kind, _PLAIN)}
+        if strange:
+            name = min(strange)
             raise TopologyError(
                 f"step {self.step!r} sends {name} objects through an internal topic, behind which they would be dicts",
                 remedy=f"Annotate the function that makes them with -> {name}, or make dicts",
             )
-
-
-def _pick(batch: Batch, rows: list[int]) -> Batch:
-    if len(rows) == 1:
-        return batch.part(rows[0], rows[0] + 1)
-    pick = itemgetter(*rows)
-    headers = batch.headers and list(pick(batch.headers))
-    return Batch(rows, list(pick(batch.timestamps)), list(pick(batch.keys)), list(pick(batch.values)), headers)
-
-
-def _concatenate(batches: list[Batch]) -> Batch:
-    def column(name: str) -> list[Any]:
-        return list(chain.from_iterable(getattr(batch, name) for batch in batches))
-
-    headers: list[Any] | None = None
-    if any(batch.headers for batch in batches):
-        headers = [row for batch in batches for row in (batch.headers or [()] * len(batch))]
-    return Batch(column("offsets"), column("timestamps"), column("keys"), column("values"), headers)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import traceback
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from headrace.errors import HeadraceError, RecordError
@@ -12,6 +12,7 @@ from headrace.operators.api import MAIN, Batch, Operator, Outputs, RecordsFailed
 from headrace.operators.windowed import LATE
 from headrace.record import MIN_WATERMARK, TIMESTAMP_LIMIT, Progress, TopicPartition
 from headrace.runtime.edges import Append, Edge
+from headrace.runtime.watermarks import held_back
 from headrace.topology.graph import ErrorPolicy, Node, Repartition, Sink, Step
 from headrace.topology.plan import Plan, SubTopology, TaskId, internal_topic
 
@@ -67,6 +68,8 @@ class Chain:
         self._watermarks: dict[str, int] = dict.fromkeys(self._sources, MIN_WATERMARK)
         self._holds: dict[str, int] = dict.fromkeys(self._sources, 0)
         """How far behind the task's watermark the one that leaves each step is."""
+        self._gathered: dict[str, list[tuple[int, Batch]]] = {}
+        """For each step with several inputs what has come for it, with how far behind its watermark is."""
         for node in sub.nodes:
             if node.name in sub.sources:
                 continue
@@ -79,6 +82,8 @@ class Chain:
                 self._watermarks[node.name] = MIN_WATERMARK
                 own = TIMESTAMP_LIMIT - operator.output_watermark(TIMESTAMP_LIMIT)
                 self._holds[node.name] = own + self._held(node)
+                if len(node.inputs) > 1:
+                    self._gathered[node.name] = []
             elif isinstance(node, Sink | Repartition):
                 self._edges[node.name] = _edge(plan, sub, task, node, partitions)
 
@@ -90,6 +95,8 @@ class Chain:
         """
         self._partition = where
         self._forward(node, [(MAIN, batch)])
+        for name in self._gathered:
+            self._merge(name)
 
     def advance(self, watermark: int) -> None:
         """Let every step know the task's watermark, upstream before downstream.
@@ -100,6 +107,8 @@ class Chain:
         marks = self._watermarks
         marks.update(dict.fromkeys(self._sources, watermark))
         for node, operator in self._steps:
+            if node.name in self._gathered:
+                self._merge(node.name)
             reached = min(marks[port.node] for port in node.inputs)
             self._forward(node.name, operator.on_watermark(reached))
             marks[node.name] = operator.output_watermark(reached)
@@ -175,7 +184,17 @@ class Chain:
             if port == LATE:
                 self.tally.late[node] += len(batch)
             for child in self._children.get((node, port), ()):
-                self._run(child, batch)
+                if child in self._gathered:
+                    self._gathered[child].append((self._holds[node], batch))
+                else:
+                    self._run(child, batch)
+
+    def _merge(self, name: str) -> None:
+        """Run a step of several inputs on what they had for it, in an order that does not depend on the batches."""
+        batches = self._gathered[name]
+        if batches:
+            self._gathered[name] = []
+            self._run(name, _interleave(batches))
 
     def _run(self, name: str, batch: Batch) -> None:
         edge = self._edges.get(name)
@@ -183,6 +202,9 @@ class Chain:
             self._leave(name, edge, batch)
             return
         operator = self._operators[name]
+        node = self._nodes[name]
+        if batch.running is not None and isinstance(node, Step) and node.spec.stateful and self._held(node):
+            batch = batch.with_running(held_back(batch.running, self._held(node)))
         try:
             outputs = operator.process(batch)
         except RecordsFailedError as failed:
@@ -232,6 +254,20 @@ def user_frames(error: Exception) -> list[traceback.FrameSummary]:
     """Return the frames of an error that are not this package's own."""
     frames = traceback.extract_tb(error.__traceback__)
     return [f for f in frames if not f.filename.startswith((_PACKAGE, "<headrace"))]
+
+
+def _interleave(batches: list[tuple[int, Batch]]) -> Batch:
+    """Put what came by several ways into the order of the input, or, if windows made it, of their closing.
+
+    Of one input record, or one moment, it stays in the order of the ways.
+    """
+    if len(batches) == 1:
+        return batches[0][1]
+    whole = Batch.concatenate([batch for _, batch in batches])
+    order: Sequence[int] = whole.offsets
+    if order[0] < 0:
+        order = [timestamp + hold for hold, batch in batches for timestamp in batch.timestamps]
+    return whole.pick(sorted(range(len(whole)), key=order.__getitem__))
 
 
 def describe_failure(error: Exception) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from headrace.operators.api import Batch
@@ -13,6 +13,9 @@ from headrace.record import TIMESTAMP_LIMIT, JoinedBytes, RecordBatch
 from headrace.serde.api import Serde
 from headrace.serde.primitives import Str
 from headrace.topology.graph import Source
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MILLISECOND = timedelta(milliseconds=1)
 
 OnFailure = Callable[[int, Exception], None]
 """(offset, what was raised); raises itself if the policy is to stop."""
@@ -40,9 +43,20 @@ def decode(serde: Serde[Any], records: RecordBatch, on_failure: OnFailure) -> Ba
     try:
         values = serde.decode_many(records.values)
         return Batch(records.offsets, records.timestamps, records.keys, values, records.headers)
-    except Exception as error:  # noqa: BLE001
-        on_failure(records.offsets[0], error)
-        return None
+    except Exception:  # noqa: BLE001  # whatever a serde raises
+        return _decode_one_by_one(serde, records, on_failure)
+
+
+def _decode_one_by_one(serde: Serde[Any], records: RecordBatch, on_failure: OnFailure) -> Batch | None:
+    good: list[int] = []
+    values: list[Any] = []
+    for i, data in enumerate(records.values.split()):
+        try:
+            values.append(serde.decode(data))
+            good.append(i)
+        except Exception as error:  # noqa: BLE001  # as above
+            on_failure(records.offsets[i], error)
+    return _good(records, good, values, [records.timestamps[i] for i in good]) if good else None
 
 
 def _one_by_one(source: Source, records: RecordBatch, on_failure: OnFailure) -> Batch | None:
@@ -66,8 +80,10 @@ def _one_by_one(source: Source, records: RecordBatch, on_failure: OnFailure) -> 
         good.append(i)
         values.append(value)
         timestamps.append(timestamp)
-    if not good:
-        return None
+    return _good(records, good, values, timestamps) if good else None
+
+
+def _good(records: RecordBatch, good: list[int], values: list[Any], timestamps: list[int]) -> Batch:
     headers = records.headers and [records.headers[i] for i in good]
     return Batch([records.offsets[i] for i in good], timestamps, [records.keys[i] for i in good], values, headers)
 
@@ -91,7 +107,7 @@ def _milliseconds(value: Any, source: Source) -> int:
     if isinstance(value, datetime):
         if value.tzinfo is None:
             raise ValueError(f"{what} is a datetime without a time zone; event times are UTC")
-        return int(value.timestamp() * 1000)
+        return (value - _EPOCH) // _MILLISECOND
     raise TypeError(
         f"{what} must be whole milliseconds since the epoch or an aware datetime, not {type(value).__name__}"
     )
@@ -120,6 +136,8 @@ def _check_keys(source: Source, values: list[Any], records: RecordBatch) -> None
                 return
         except TypeError:
             pass  # something is not text: the slow way says what
+    if None in keys:
+        raise ValueError("the record has no key, although the stream says keyed_by=")
     if source.key.encode_many(fields) != list(keys):
         raise ValueError(
             f"the record's key is not its {selector_name(source.keyed_by)!r} as {source.key.name}, although the stream "

@@ -50,7 +50,7 @@ def restore(
     """
     problems: list[str] = []
     manifest = _claim(checkpoints, lease, now_ms, problems)
-    directory = home / f"{lease.epoch:010d}" / "db"
+    directory = home / f"{lease.epoch:010d}-{manifest.number:010d}" / "db"
     if directory.parent.exists():
         shutil.rmtree(directory.parent)
     earlier = sorted(path for path in home.glob("*/db") if path.is_dir())
@@ -68,12 +68,14 @@ def restore(
 def _claim(checkpoints: Checkpoints, lease: Lease, now_ms: Callable[[], int], problems: list[str]) -> Manifest:
     for _ in range(_ATTEMPTS):
         base = checkpoints.newest(lease.unit, problems)
+        if base is not None and base.epoch == lease.epoch:
+            return base  # given back and taken again by this worker, or a restore that failed half-way
         try:
             return checkpoints.claim(lease.unit, lease.epoch, base, now_ms())
         except RetriableError:
             continue  # the owner before us wrote one more checkpoint just now: take that
         except FencedError as error:
-            if base is not None and base.epoch >= lease.epoch:
+            if base is not None and base.epoch > lease.epoch:
                 raise InvalidError(
                     f"the checkpoint of task {lease.unit} was written under epoch {base.epoch}, but the group of this "
                     f"log has only reached {lease.epoch}: the checkpoints belong to another log, or the log's group "

@@ -172,15 +172,16 @@ class Task:
         The watermark moves just as far as that needs. Records that come in a later run are late only for what was
         closed here.
         """
-        self._end = bound
         self.changed = True
         topic = next(iter(self._inputs)).topic
         appends: list[Append] = []
         while (mark := self._chain.close_at_end()) is not None:
             self._time.watermark = max(self._time.watermark, mark)
             self._chain.advance(self._time.watermark)
-            appends += self._chain.pack(topic, self._time.idle, bound)
-        return appends
+            appends += self._chain.pack(topic, self._time.idle, self._end)
+        # Whoever reads that this task is finished must have everything that it made before that.
+        self._end = bound
+        return appends + self.report()
 
     def flush(self) -> None:
         """Write everything that changed into the store as one; a snapshot of it is then a checkpoint.

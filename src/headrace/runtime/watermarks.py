@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from typing import Any
 
+from headrace.operators.api import RunningWatermark
 from headrace.record import MIN_WATERMARK, Progress
 
 
@@ -90,6 +91,7 @@ class InternalTime:
         for name, (watermark, idle, end) in state[1].items():
             if name in self._progress:
                 self._progress[name] = Progress(watermark, idle, end)
+        self.idle = all(progress.idle for progress in self._progress.values())
 
 
 InputTime = SourceTime | InternalTime
@@ -172,3 +174,21 @@ class Running:
         if self._others is not None:
             watermark = min(watermark, self._others)
         return max(watermark, self._floor)
+
+
+class HeldBack:
+    """A running watermark as it is behind a step that holds it back."""
+
+    def __init__(self, running: RunningWatermark, by_ms: int) -> None:
+        self.whole = running
+        self.last = max(MIN_WATERMARK, running.last - by_ms)
+        self._by_ms = by_ms
+
+    def before(self, offset: int) -> int:
+        """Return the watermark just before the record at ``offset``."""
+        return max(MIN_WATERMARK, self.whole.before(offset) - self._by_ms)
+
+
+def held_back(running: RunningWatermark, by_ms: int) -> HeldBack:
+    """Return the task's running watermark as it is ``by_ms`` behind; it may have been held back before."""
+    return HeldBack(running.whole if isinstance(running, HeldBack) else running, by_ms)
