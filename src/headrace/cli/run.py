@@ -1,0 +1,91 @@
+"""``headrace run``: run a topology."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from headrace.cli.failures import exit_code, load, show_error
+from headrace.cli.options import (
+    BatchRecordsOption,
+    BlockCacheOption,
+    CacheOption,
+    CheckpointIntervalOption,
+    CheckpointsOption,
+    DrainTimeoutOption,
+    FsyncOption,
+    GroupOption,
+    HeartbeatIntervalOption,
+    LogOption,
+    MetricsHostOption,
+    MetricsPortOption,
+    RepartitionPartitionsOption,
+    SessionTimeoutOption,
+    StateDirOption,
+    UntilEndOption,
+    WorkersOption,
+    load_settings,
+    log_exists,
+)
+from headrace.cli.output import note
+from headrace.cli.progress import RunProgress, summary
+from headrace.clock import SystemClock
+from headrace.errors import HeadraceError, NotFoundError
+
+
+def run(
+    module: Annotated[str, typer.Argument(metavar="MODULE[:NAME]", help="Where the topology is, as for import.")],
+    log: LogOption = None,
+    checkpoints: CheckpointsOption = None,
+    state_dir: StateDirOption = None,
+    group: GroupOption = None,
+    workers: WorkersOption = None,
+    until_end: UntilEndOption = None,
+    metrics_host: MetricsHostOption = None,
+    metrics_port: MetricsPortOption = None,
+    checkpoint_interval: CheckpointIntervalOption = None,
+    session_timeout: SessionTimeoutOption = None,
+    heartbeat_interval: HeartbeatIntervalOption = None,
+    drain_timeout: DrainTimeoutOption = None,
+    cache: CacheOption = None,
+    block_cache: BlockCacheOption = None,
+    batch_records: BatchRecordsOption = None,
+    repartition_partitions: RepartitionPartitionsOption = None,
+    fsync: FsyncOption = None,
+) -> None:
+    """Run a topology.
+
+    It continues from its last checkpoint, and runs until SIGTERM or Ctrl-C, which drain it, or with --until-end to
+    the end of its input. Durations are such as 500ms, 30s or 1m, sizes such as 64MB. In brackets:
+    the environment variable of an option.
+
+    \b
+    headrace run topologies.card_spend
+    headrace run topologies.card_spend --workers 2 --until-end
+    """
+    settings = load_settings(
+        log=log, checkpoints=checkpoints, state_dir=state_dir, group=group, workers=workers, until_end=until_end,
+        metrics_host=metrics_host, metrics_port=metrics_port, checkpoint_interval_ms=checkpoint_interval,
+        session_timeout_ms=session_timeout, heartbeat_interval_ms=heartbeat_interval,
+        drain_timeout_ms=drain_timeout, cache_bytes=cache, block_cache_bytes=block_cache,
+        batch_records=batch_records, repartition_partitions=repartition_partitions, fsync=fsync,
+    )  # fmt: skip
+    from headrace.app import run_spec
+
+    name = load(module).name
+    if not log_exists(settings) and settings.log != "memory://":
+        raise NotFoundError(
+            f"there is no log in {settings.log}, and topology {name!r} has topics to read",
+            remedy="Fill one with `headrace produce`, or give another with --log or HEADRACE_LOG",
+        )
+    clock = SystemClock()
+    begun_ms = clock.monotonic_ms()
+    progress = RunProgress(clock, until_end=settings.until_end, label=name)
+    try:
+        with progress:
+            status = run_spec(module, settings, progress.update)
+    except HeadraceError as error:
+        show_error(error)
+        raise typer.Exit(exit_code(error, running=progress.started)) from None
+    note(summary(name, status, clock.monotonic_ms() - begun_ms))
