@@ -61,8 +61,9 @@ def count() -> Aggregate:
 def sum(selector: Selector) -> Aggregate:  # noqa: A001  # named for what it does; used as agg.sum
     """Add up a field or a function of the value."""
     return Aggregate(
-        "sum", selector, lambda x, t: x, lambda a, x, t: a + x, lambda a, b: a + b, inline=("{x}", "{a} + {x}")
-    )
+        "sum", selector, lambda x, t: x + 0, lambda a, x, t: a + x, lambda a, b: a + b,
+        inline=("{x} + 0", "{a} + {x}"),  # so that a first value that is no number fails, and not those after it
+    )  # fmt: skip
 
 
 def min(selector: Selector) -> Aggregate:  # noqa: A001
@@ -70,10 +71,10 @@ def min(selector: Selector) -> Aggregate:  # noqa: A001
     return Aggregate(
         "min",
         selector,
-        lambda x, t: x,
+        lambda x, t: x if x < x else x,
         lambda a, x, t: x if x < a else a,
         lambda a, b: b if b < a else a,
-        inline=("{x}", "{x} if {x} < {a} else {a}"),
+        inline=("{x} if {x} < {x} else {x}", "{x} if {x} < {a} else {a}"),  # fails on what has no order
     )
 
 
@@ -82,10 +83,10 @@ def max(selector: Selector) -> Aggregate:  # noqa: A001
     return Aggregate(
         "max",
         selector,
-        lambda x, t: x,
+        lambda x, t: x if x > x else x,
         lambda a, x, t: x if x > a else a,
         lambda a, b: b if b > a else a,
-        inline=("{x}", "{x} if {x} > {a} else {a}"),
+        inline=("{x} if {x} > {x} else {x}", "{x} if {x} > {a} else {a}"),
     )
 
 

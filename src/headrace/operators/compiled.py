@@ -21,6 +21,7 @@ Everything that can fail on a record is computed before anything is stored, so a
 
 from __future__ import annotations
 
+import keyword
 import linecache
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -129,6 +130,8 @@ def check_aggregates(aggregates: Mapping[str, Any]) -> None:
             raise TopologyError(
                 f"{name}= must be an aggregate, not {type(item).__name__}", remedy="Write agg.count(), not agg.count"
             )
+        if item.selector is not None and not isinstance(item.selector, str) and not callable(item.selector):
+            raise TopologyError(f"{name}= needs a field or a function, not {type(item.selector).__name__}")
         if name in RESERVED:
             raise TopologyError(f"an aggregate cannot be called {name!r}: every window result has a field of that name")
 
@@ -166,7 +169,7 @@ class RowCodec:
                 self._refuse(i, min(kind.__name__ for kind in strange))
         if rows:
             for i, value in enumerate(rows[0]):
-                if self._plain[i] and msgspec.msgpack.decode(msgspec.msgpack.encode(value)) != value:
+                if self._plain[i] and not _comes_back(value):
                     self._refuse(i, f"{type(value).__name__} with parts")
 
     def _refuse(self, i: int, kind: str) -> None:
@@ -177,12 +180,31 @@ class RowCodec:
         )
 
 
+def _comes_back(value: Any) -> bool:
+    """Return whether MessagePack gives ``value`` back with parts of the same types."""
+    try:
+        return _alike(value, msgspec.msgpack.decode(msgspec.msgpack.encode(value)))
+    except TypeError:
+        return False
+
+
+def _alike(value: Any, again: Any) -> bool:
+    if type(value) is not type(again):
+        return False
+    if isinstance(value, dict):
+        parts = [*zip(value, again, strict=True), *zip(value.values(), again.values(), strict=True)]
+        return all(_alike(part, other) for part, other in parts)
+    if isinstance(value, list):
+        return all(map(_alike, value, again))
+    return True
+
+
 def _value_of(i: int, item: Aggregate, mappings: bool) -> str:
     if item.selector is None:
         return "value"
     if not isinstance(item.selector, str):
         return f"select{i}(value)"
-    if mappings or not item.selector.isidentifier():
+    if mappings or not item.selector.isidentifier() or keyword.iskeyword(item.selector):
         return f"value[{item.selector!r}]" if mappings else f"getattr(value, {item.selector!r})"
     return f"value.{item.selector}"
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import repeat
+from itertools import compress, repeat
 from operator import add
 from typing import Any, ClassVar
 
@@ -44,7 +44,7 @@ class Deduplicate:
 
     def build(self, context: StepContext) -> DeduplicateOperator:
         """Make the operator of one task."""
-        cache = WriteBehind(context.store, context.store_prefix("seen"), _STAMPS, budget=context.budget)
+        cache = WriteBehind(context.store, context.store_prefix("seen"), _STAMPS, budget=context.budget, cold=True)
         return DeduplicateOperator(self.by, self.within_ms, cache)
 
 
@@ -63,7 +63,8 @@ class DeduplicateOperator:
         rows = seen_rows(batch.keys, select(self._by, batch.values))
         timestamps = batch.timestamps
         first, last = min(timestamps) // self._within_ms, max(timestamps) // self._within_ms
-        near = [self._slice(number) for number in range(first - 1, last + 2) if number in self._slices]
+        # There are few slices, but one wild time can put any number between the first and the last.
+        near = [bucket for number, bucket in self._slices.items() if first - 1 <= number <= last + 1]
         for bucket in near:
             bucket.load(rows)
         limit = batch.running.last if batch.running else self._watermark
@@ -102,13 +103,18 @@ class DeduplicateOperator:
         """
         bucket = self._slice(number)
         live, clean = bucket.live, bucket.clean
+        unique = set(rows)
+        repeats = (unique & live.keys()) | (unique & clean.keys())
+        if len(unique) == len(rows):
+            mask = [row not in repeats for row in rows] if repeats else [True] * len(rows)
+            live.update(zip(compress(rows, mask), compress(timestamps, mask), strict=True))
+            return mask
         mask = []
         for row, timestamp in zip(rows, timestamps, strict=True):
-            if row in live or row in clean:
-                mask.append(False)
-            else:
+            mask.append(row not in repeats)
+            if mask[-1]:
+                repeats.add(row)
                 live[row] = timestamp
-                mask.append(True)
         return mask
 
     def _mark(self, batch: Batch, rows: list[bytes]) -> list[bool]:

@@ -60,6 +60,8 @@ def select(selector: Selector, values: list[Any]) -> list[Any]:
         return []
     if not isinstance(selector, str):
         return list(map(selector, values))
+    if "." in selector:
+        return [_field(selector, value) for value in values]  # to attrgetter it would be a path
     get: Callable[[Any], Any] = itemgetter(selector) if isinstance(values[0], Mapping) else attrgetter(selector)
     try:
         return list(map(get, values))

@@ -49,7 +49,7 @@ class SessionAggregate:
 
     def shape(self) -> dict[str, Any]:
         """Describe what stored sessions depend on."""
-        return {**self.windows.shape(), "aggregates": {name: item.name for name, item in self.aggregates.items()}}
+        return {**self.windows.shape(), "aggregates": [[name, item.name] for name, item in self.aggregates.items()]}
 
     def build(self, context: StepContext) -> SessionAggregateOperator:
         """Make the operator of one task."""

@@ -43,7 +43,7 @@ class WindowedAggregate:
 
     def shape(self) -> dict[str, Any]:
         """Describe what stored rows depend on."""
-        return {**self.windows.shape(), "aggregates": {name: item.name for name, item in self.aggregates.items()}}
+        return {**self.windows.shape(), "aggregates": [[name, item.name] for name, item in self.aggregates.items()]}
 
     def build(self, context: StepContext) -> WindowedAggregateOperator:
         """Make the operator of one task."""
@@ -78,15 +78,16 @@ class WindowedAggregateOperator:
 
     def process(self, batch: Batch) -> Outputs:
         """Add the records to their windows; those whose windows have all closed leave by ``late``."""
-        failures: list[tuple[int, Exception]] = []
+        failures: dict[int, Exception] = {}
         for end, places in self._split(batch.timestamps):
             part, rows = self._in_time(batch, end, places)
             if part is not None:
-                failures += [(rows[i] if rows is not None else i, error) for i, error in self._add(end, part)]
+                for i, error in self._add(end, part):
+                    failures.setdefault(i if rows is None else rows[i], error)
         late = self._late(batch)
         outputs: Outputs = [] if late is None else [(LATE, late)]
         if failures:
-            raise RecordsFailedError(failures, outputs)
+            raise RecordsFailedError(list(failures.items()), outputs)
         return outputs
 
     def on_watermark(self, watermark: int) -> Outputs:
@@ -194,7 +195,10 @@ def apply_update(
             compiled.update(bucket.live, bucket.clean, keys[start:], values[start:], timestamps[start:])
             break
         except RowFailedError as failed:
-            start += failed.index + 1
+            start += failed.index
+            if failed.index:
+                continue  # the loop is chosen by the first row: this one may only be of another kind than those before
             cause = failed.__cause__
-            failures.append((start - 1, cause if isinstance(cause, Exception) else failed))
+            failures.append((start, cause if isinstance(cause, Exception) else failed))
+            start += 1
     return failures

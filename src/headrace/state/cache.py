@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import sys
 from bisect import bisect_right, insort
+from collections import deque
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Generic, TypeVar
 
 from headrace.state.api import Store, WriteBatch
+from headrace.state.keyfilter import KeyFilter
 from headrace.state.keys import TIME_WIDTH, prefix_end
 
 V = TypeVar("V")
@@ -53,7 +55,19 @@ class Bucket(Generic[V]):
             value.change()
     """
 
-    __slots__ = ("_absent", "_base", "_cache", "_dead", "_written", "clean", "complete", "live", "prefix")
+    __slots__ = (
+        "_absent",
+        "_asked",
+        "_base",
+        "_cache",
+        "_dead",
+        "_stored_keys",
+        "_written",
+        "clean",
+        "complete",
+        "live",
+        "prefix",
+    )
 
     def __init__(self, cache: WriteBehind[V], prefix: bytes, *, stored: bool) -> None:
         self.prefix = prefix
@@ -67,7 +81,12 @@ class Bucket(Generic[V]):
         self._base = cache.prefix + prefix
         self._written = stored
         self._dead: set[bytes] = set()
-        self._absent: set[bytes] = set()
+        self._stored_keys: KeyFilter | None = None
+        """Knows the keys that left memory, if the bucket was whole before; other keys are not in the store."""
+        self._asked: list[bytes] = []
+        """What the last load asked the store for; where it is not in memory, it does not exist."""
+        self._absent: set[bytes] | None = None
+        """The same as a set, made when first needed."""
 
     def get(self, key: bytes) -> V | None:
         """Return the value of ``key`` for changing it, or None; the value counts as changed from here on."""
@@ -82,7 +101,7 @@ class Bucket(Generic[V]):
         value = self.live.get(key)
         if value is None:
             value = self.clean.get(key)
-            if value is None and not self.complete and key not in self._absent and key not in self._dead:
+            if value is None and not self.complete and not self._is_absent(key):
                 self.load([key])
                 value = self.clean.get(key)
         return value
@@ -95,20 +114,23 @@ class Bucket(Generic[V]):
         if self.complete:
             self._cache.hits += len(keys)
             return
-        asked = set(keys)
-        missing = sorted((asked.difference(self.live).difference(self.clean)) - self._dead)
-        cache = self._cache
-        cache.hits += len(asked) - len(missing)
+        live, clean, cache, base = self.live, self.clean, self._cache, self._base
+        missing = [key for key in keys if key not in live and key not in clean]
+        if self._dead:
+            missing = [key for key in missing if key not in self._dead]
+        if self._stored_keys is not None:
+            missing = self._stored_keys.pick(missing)
+        cache.hits += len(keys) - len(missing)
+        cache.misses += len(missing)
+        self._asked, self._absent = missing, None
         if not missing:
             return
-        cache.misses += len(missing)
-        base = self._base
         rows = cache.store.get_many([base + key for key in missing])
+        if rows.count(None) == len(rows):
+            return
         found = [key for key, row in zip(missing, rows, strict=True) if row is not None]
-        if found:
-            values = cache.codec.decode_many([row for row in rows if row is not None])
-            self.clean.update(zip(found, values, strict=True))
-        self._absent = set(missing).difference(found) if len(found) < len(missing) else set()
+        values = cache.codec.decode_many([row for row in rows if row is not None])
+        clean.update(zip(found, values, strict=True))
 
     def load_all(self) -> None:
         """Bring every row into memory, after which the store is not asked again until rows are evicted."""
@@ -119,7 +141,17 @@ class Bucket(Generic[V]):
             values = self._cache.codec.decode_many([rows[i] for i in wanted])
             self.clean.update(zip([keys[i] for i in wanted], values, strict=True))
         self.complete = True
-        self._absent.clear()
+        self._asked, self._absent = [], None
+
+    def _is_absent(self, key: bytes) -> bool:
+        """Return whether the store is known not to have ``key``, or to lose it with the next flush."""
+        if self._absent is None:
+            self._absent = set(self._asked)
+        return key in self._absent or key in self._dead
+
+    def filter_bytes(self) -> int:
+        """Return how much memory goes to knowing which keys the store has."""
+        return 0 if self._stored_keys is None else self._stored_keys.size_bytes
 
     def __len__(self) -> int:
         """Return how many rows are in memory."""
@@ -187,16 +219,22 @@ class Bucket(Generic[V]):
 
     def _evict(self, count: int) -> int:
         clean = self.clean
-        if count >= len(clean):
-            count = len(clean)
+        gone = list(islice(clean, count))
+        if not gone:
+            return 0
+        if self.complete:
+            self._stored_keys = self._cache.new_filter(len(self))
+        if self._stored_keys is not None:
+            self._stored_keys.add(gone)
+            if not self._stored_keys.useful:
+                self._stored_keys = None
+        if len(gone) == len(clean):
             clean.clear()
         else:
-            for key in list(islice(clean, count)):
-                del clean[key]
-        if count:
-            self.complete = False
-            self._absent.clear()
-        return count
+            deque(map(clean.__delitem__, gone), 0)
+        self.complete = False
+        self._asked, self._absent = [], None
+        return len(gone)
 
 
 class WriteBehind(Generic[V]):
@@ -211,15 +249,18 @@ class WriteBehind(Generic[V]):
         codec: How values become rows.
         budget: Memory that this cache shares with others of its task.
         width: Bytes of each bucket's own prefix; 0 makes one bucket, with the prefix ``b""``.
+        cold: True if a value is rarely needed again; such values leave memory first.
     """
 
     __slots__ = (
         "_buckets",
         "_entry_bytes",
+        "_filter_bytes",
         "_order",
         "_ranges",
         "_width",
         "codec",
+        "cold",
         "hits",
         "misses",
         "prefix",
@@ -227,7 +268,14 @@ class WriteBehind(Generic[V]):
     )
 
     def __init__(
-        self, store: Store, prefix: bytes, codec: Codec[V], *, budget: Budget, width: int = TIME_WIDTH
+        self,
+        store: Store,
+        prefix: bytes,
+        codec: Codec[V],
+        *,
+        budget: Budget,
+        width: int = TIME_WIDTH,
+        cold: bool = False,
     ) -> None:
         if prefix_end(prefix) is None:
             raise ValueError(f"the prefix of a cache must have a key behind it: {prefix!r}")
@@ -238,6 +286,8 @@ class WriteBehind(Generic[V]):
         """Keys that ``load`` need not ask the store for."""
         self.misses = 0
         """Keys that ``load`` had to ask the store for."""
+        self.cold = cold
+        self._filter_bytes = budget.limit_bytes // 4
         self._width = width
         self._buckets: dict[bytes, Bucket[V]] = {}
         self._order: list[bytes] = []
@@ -315,6 +365,11 @@ class WriteBehind(Generic[V]):
             self._sample()
         return count * self._entry_bytes
 
+    def new_filter(self, keys: int) -> KeyFilter | None:
+        """Return a filter for about so many keys, None if the filters there are take all that they may."""
+        left = self._filter_bytes - sum(bucket.filter_bytes() for bucket in self._buckets.values())
+        return KeyFilter(keys, left) if left > 0 else None
+
     def _sample(self) -> None:
         """Estimate what an entry takes from some of the latest ones."""
         sizes: list[int] = []
@@ -380,13 +435,13 @@ class Budget:
             cache.flush(batch)
 
     def evict(self) -> None:
-        """Let clean values go until half of the limit is free, from each cache in proportion."""
-        used = [cache.used_bytes() for cache in self._caches]
-        total = sum(used)
-        excess = total - int(self.limit_bytes * _KEPT_SHARE)
-        if excess > 0:
-            for cache, part in zip(self._caches, used, strict=True):
-                cache.evict(-(-excess * part // total))
+        """Let clean values go until half of the limit is free: cold caches first, then each in proportion."""
+        for caches in ([c for c in self._caches if c.cold], [c for c in self._caches if not c.cold]):
+            excess = self.used_bytes() - int(self.limit_bytes * _KEPT_SHARE)
+            used = [cache.used_bytes() for cache in caches]
+            if excess > 0 and sum(used):
+                for cache, part in zip(caches, used, strict=True):
+                    cache.evict(-(-excess * part // sum(used)))
 
     def relieve(self, store: Store) -> None:
         """Write every change into ``store`` and let values go; call it between two steps when ``over``.
