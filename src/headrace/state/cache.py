@@ -439,9 +439,10 @@ class Budget:
         for caches in ([c for c in self._caches if c.cold], [c for c in self._caches if not c.cold]):
             excess = self.used_bytes() - int(self.limit_bytes * _KEPT_SHARE)
             used = [cache.used_bytes() for cache in caches]
-            if excess > 0 and sum(used):
+            total = sum(used)
+            if excess > 0 and total > 0:
                 for cache, part in zip(caches, used, strict=True):
-                    cache.evict(-(-excess * part // sum(used)))
+                    cache.evict(-(-excess * part // total))
 
     def relieve(self, store: Store) -> None:
         """Write every change into ``store`` and let values go; call it between two steps when ``over``.
