@@ -22,7 +22,7 @@ from headrace.checkpoint.checkpoints import Checkpoints
 from headrace.checkpoint.store import open_objects
 from headrace.clock import Clock, SystemClock
 from headrace.dsl.builder import Topology
-from headrace.errors import InvalidError, NotFoundError, SettingsError, TopologyError
+from headrace.errors import FatalError, HeadraceError, InvalidError, NotFoundError, SettingsError, TopologyError
 from headrace.log.api import Log, TopicConfig
 from headrace.metrics import Metrics
 from headrace.record import TopicPartition
@@ -35,6 +35,9 @@ from headrace.settings import Settings
 from headrace.topology.plan import Plan, plan, source_topics
 
 _log = logging.getLogger("headrace")
+
+_AT_ONCE_S = 2
+"""What a run gets to unwind after a second Ctrl-C."""
 
 _INTERNAL = TopicConfig(retention_ms=None, segment_bytes=16 * 1024 * 1024)
 """Internal records are released when checkpoints no longer need them, and not by age."""
@@ -254,7 +257,7 @@ def _run_one(
     try:
         member_id = f"{socket.gethostname()}-{os.getpid()}"
         with _worker(planned, log, settings, clock, metrics, member_id, bounds) as worker:
-            host = Host(worker, clock, settings, tell, lambda: _overdue(settings))
+            host = Host(worker, clock, settings, tell, lambda failure: _overdue(failure, settings))
             hosted.append(host)
             with _stopped_by_signals(host.stop):
                 host.run()
@@ -278,6 +281,7 @@ def _run_many(
         last = RunStatus("starting", settings.workers, 0, 0, 0, total, 0, 0, 0, 0, None, url)
         try:
             with _stopped_by_signals(group.stop):
+                group.start()
                 for statuses in group.run():
                     last = _combined(statuses, total, sources, url)
                     if on_status is not None:
@@ -301,7 +305,7 @@ def run_worker(
         bounds = None if ends is None else Bounds(ends)
         member_id = f"{socket.gethostname()}-{os.getpid()}-{index}"
         with _worker(planned, log, settings, clock, metrics, member_id, bounds) as worker:
-            host = Host(worker, clock, settings, report.take, lambda: _overdue(settings))
+            host = Host(worker, clock, settings, report.take, lambda failure: _overdue(failure, settings, report))
             report.start(metrics.exposition, host)
             with _stopped_by_signals(host.stop, interrupt=False):
                 host.run()
@@ -336,7 +340,7 @@ def _worker(
     finally:
         if not worker.done:
             worker.close()
-        jobs.shutdown()
+        jobs.shutdown(cancel_futures=True)
 
 
 @contextmanager
@@ -355,7 +359,7 @@ def _calm_collector() -> Iterator[None]:
 
 @contextmanager
 def _stopped_by_signals(stop: Callable[[], None], *, interrupt: bool = True) -> Iterator[None]:
-    """Let SIGTERM and SIGINT call ``stop``, and a second SIGINT interrupt as usual."""
+    """Let SIGTERM and SIGINT call ``stop``, and a second SIGINT end it all at once."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -363,7 +367,14 @@ def _stopped_by_signals(stop: Callable[[], None], *, interrupt: bool = True) -> 
     def on_signal(number: int, frame: Any) -> None:
         stop()
         if number == signal.SIGINT:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+            signal.signal(signal.SIGINT, at_once)
+
+    def at_once(number: int, frame: Any) -> None:
+        # What unwinds may wait for a thread, such as one that uploads.
+        end = threading.Timer(_AT_ONCE_S, os._exit, [128 + number])
+        end.daemon = True
+        end.start()
+        raise KeyboardInterrupt
 
     before = {
         signal.SIGTERM: signal.signal(signal.SIGTERM, on_signal),
@@ -388,13 +399,17 @@ def _serve(
     return server
 
 
-def _overdue(settings: Settings) -> None:
+def _overdue(failure: HeadraceError | None, settings: Settings, report: Report | None = None) -> None:
     """End the process: user code holds the only thread that could end it in order."""
-    _log.error(
-        "draining took longer than %s ms: the worker ends without a last checkpoint, and the records since the one "
-        "before will be processed again",
-        settings.drain_timeout_ms,
+    error = failure or FatalError(
+        f"draining took longer than {settings.drain_timeout_ms} ms: the worker ended without a last checkpoint, and "
+        "the records since the one before will be processed again",
+        remedy="Nothing is lost; raise HEADRACE_DRAIN_TIMEOUT if the last step of a task may take longer than that",
     )
+    if report is not None:
+        report.end(error)
+    else:
+        _log.error("%s", "\n".join([*getattr(error, "__notes__", []), f"error: {error}"]))
     logging.shutdown()
     os._exit(1)
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.harness import Site, expected, fill, results
 from headrace.demo.payments import Payments
+from tests.e2e.harness import Site, expected, fill, results
 
 PAYMENTS = Payments(count=60_000, customers=5_000, duplicate_share=0.02, late_share=0.01)
 

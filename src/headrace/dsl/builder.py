@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any, TypeVar, overload
 
-from headrace.dsl.definition import Definition, check_policy, key_serde_of, user_location
+from headrace.dsl.definition import Definition, check_policy, check_selector, key_serde_of, user_location
 from headrace.dsl.stream import KeyedStream, Stream
 from headrace.operators.selectors import Selector
 from headrace.serde.api import Serde, serde_for
@@ -98,7 +98,10 @@ class Topology:
         """
         where = f"stream({topic!r})"
         serde = serde_for(value, f"value of {where}")
-        key_serde = serde_for(key, f"key of {where}", lambda: key_serde_of(value, keyed_by))
+        key_serde = serde_for(key, f"key of {where}", lambda: key_serde_of(getattr(serde, "kind", value), keyed_by))
+        for what, selector in (("keyed_by=", keyed_by), ("time=", time)):
+            if selector is not None:
+                check_selector(selector, f"{what} of {where}")
         node = Source(
             name=name or topic,
             topic=topic,

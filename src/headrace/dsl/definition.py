@@ -5,17 +5,18 @@ from __future__ import annotations
 import inspect
 import sys
 import typing
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from headrace.errors import TopologyError
 from headrace.operators.selectors import Selector
 from headrace.serde.api import Serde
+from headrace.serde.msgpack import Msgpack
 from headrace.serde.primitives import Int, Str
 from headrace.topology.graph import ErrorPolicy, Location, Node
 
-_PACKAGE = str(Path(__file__).parents[1])
+_PACKAGE = __file__.removesuffix("dsl/definition.py")
+_PLAIN = (dict, list, str, int, float, bool, bytes, type(None))
 
 
 class Definition:
@@ -62,6 +63,48 @@ def key_serde_of(kind: Any, selector: Selector | None) -> Serde[Any]:
     elif callable(selector) and not inspect.isbuiltin(selector):
         annotation = getattr(selector, "__annotations__", {}).get("return")
     return Int() if annotation in (int, "int") else Str()
+
+
+def serde_of_results(function: Callable[..., Any], *, each: bool = False) -> Serde[Any]:
+    """Return how what ``function`` makes is written to internal topics: typed, if it is annotated with a class.
+
+    Args:
+        function: What makes the values.
+        each: The function returns several of them at a time, as in ``-> list[Payment]``.
+    """
+    kind: Any = function
+    if not isinstance(function, type):
+        try:
+            kind = typing.get_type_hints(function).get("return")
+        except (AttributeError, NameError, TypeError):
+            return Msgpack()
+    if each:
+        kind = next(iter(typing.get_args(kind)), None)
+    if not isinstance(kind, type) or issubclass(kind, _PLAIN):
+        return Msgpack()
+    try:
+        return Msgpack(kind)
+    except TypeError:
+        return Msgpack()
+
+
+def merged_serde(serdes: Sequence[Serde[Any]]) -> Serde[Any]:
+    """Return how values of several streams are written to internal topics: typed, if all are of one type."""
+    kinds = [getattr(serde, "kind", None) for serde in serdes]
+    one_kind = all(kind == kinds[0] for kind in kinds)
+    if one_kind and len({(type(serde), serde.name) for serde in serdes}) == 1:
+        return serdes[0]
+    return Msgpack(kinds[0] if one_kind else None)
+
+
+def check_selector(selector: Any, what: str) -> None:
+    """Refuse what is neither a field nor a function, at the line that passes it.
+
+    Raises:
+        TopologyError: it is neither.
+    """
+    if not isinstance(selector, str):
+        check_function(selector, what)
 
 
 def check_function(function: Callable[..., Any], what: str) -> None:

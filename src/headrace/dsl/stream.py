@@ -7,7 +7,16 @@ from datetime import timedelta
 from functools import partial
 from typing import Any, Generic, Literal, Self, TypeVar
 
-from headrace.dsl.definition import Definition, check_function, check_policy, key_serde_of, user_location
+from headrace.dsl.definition import (
+    Definition,
+    check_function,
+    check_policy,
+    check_selector,
+    key_serde_of,
+    merged_serde,
+    serde_of_results,
+    user_location,
+)
 from headrace.errors import TopologyError
 from headrace.operators.aggregates import Aggregate
 from headrace.operators.api import MAIN, Spec
@@ -48,7 +57,8 @@ class Stream(Generic[V]):
             >>> clicks = Topology("t").stream("clicks").map(lambda click: click["page"])
         """
         check_function(function, "map")
-        return self._next(self._step(mapping(function), f"map-{function_name(function)}", name, on_error), Msgpack())
+        port = self._step(mapping(function), f"map-{function_name(function)}", name, on_error)
+        return self._next(port, serde_of_results(function))
 
     def filter(
         self, predicate: Callable[[V], Any], *, name: str | None = None, on_error: ErrorPolicy | None = None
@@ -63,7 +73,7 @@ class Stream(Generic[V]):
         """Replace each record by one for every value that ``function`` makes of its value."""
         check_function(function, "flat_map")
         port = self._step(flat_mapping(function), f"flat_map-{function_name(function)}", name, on_error)
-        return self._next(port, Msgpack())
+        return self._next(port, serde_of_results(function, each=True))
 
     def tap(
         self, function: Callable[[V], Any], *, name: str | None = None, on_error: ErrorPolicy | None = None
@@ -99,7 +109,8 @@ class Stream(Generic[V]):
         anchor = "-and-".join(dict.fromkeys(stream._anchor for stream in streams))
         name = name or self._definition.free_name(f"{anchor}-merge")
         self._add_step(merging(), name, tuple(stream._port for stream in streams), None)
-        return Stream(self._definition, Port(name), anchor, self._value, self._key)
+        value = merged_serde([stream._value for stream in streams])
+        return Stream(self._definition, Port(name), anchor, value, self._key)
 
     def key_by(
         self, selector: Selector, *, key: Any = None, name: str | None = None, on_error: ErrorPolicy | None = None
@@ -114,8 +125,7 @@ class Stream(Generic[V]):
             name: Names the internal topic: ``<topology>-<name>-repartition``.
             on_error: What happens with a record that has no such key; the topology's policy if None.
         """
-        if not isinstance(selector, str):
-            check_function(selector, "key_by")
+        check_selector(selector, "key_by")
         if isinstance(self, KeyedStream) and isinstance(selector, str) and self._keyed_by == selector and key is None:
             return self
         kind = getattr(self._value, "kind", None)
@@ -237,8 +247,7 @@ class KeyedStream(Stream[V]):
         within_ms = duration_ms(within, "within of deduplicate")
         if within_ms == 0:
             raise TopologyError(f"deduplicate within 0 would drop nothing ({user_location()})")
-        if not isinstance(by, str):
-            check_function(by, "deduplicate by=")
+        check_selector(by, "deduplicate by=")
         label = f"deduplicate-{selector_name(by)}"
         return self._same(self._step(Deduplicate(by, within_ms), label, name, on_error))
 
@@ -332,5 +341,5 @@ class WindowResults(KeyedStream[dict[str, Any]]):
         self.late = late
         """Records that came after all their windows had closed, unchanged; they are counted in any case."""
 
-    def _same(self, port: Port) -> KeyedStream[dict[str, Any]]:  # type: ignore[override]
-        return KeyedStream(self._definition, port, self._anchor, self._value, self._key)
+    def _same(self, port: Port) -> Self:
+        return type(self)(self._definition, port, self._anchor, self._value, self._key, self.late)

@@ -7,6 +7,7 @@ call; a user's own are called.
 
 from __future__ import annotations
 
+import builtins
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -71,7 +72,7 @@ def min(selector: Selector) -> Aggregate:  # noqa: A001
     return Aggregate(
         "min",
         selector,
-        lambda x, t: x if x < x else x,
+        lambda x, t: builtins.min(x, x),
         lambda a, x, t: x if x < a else a,
         lambda a, b: b if b < a else a,
         inline=("{x} if {x} < {x} else {x}", "{x} if {x} < {a} else {a}"),  # fails on what has no order
@@ -83,7 +84,7 @@ def max(selector: Selector) -> Aggregate:  # noqa: A001
     return Aggregate(
         "max",
         selector,
-        lambda x, t: x if x > x else x,
+        lambda x, t: builtins.max(x, x),
         lambda a, x, t: x if x > a else a,
         lambda a, b: b if b > a else a,
         inline=("{x} if {x} > {x} else {x}", "{x} if {x} > {a} else {a}"),

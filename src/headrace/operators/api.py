@@ -150,6 +150,10 @@ class Operator(Protocol):
         """Return what ``watermark`` means for what follows: less, where results come later than their time."""
         ...
 
+    def next_close(self) -> int | None:
+        """Return a watermark at which something closes, no later than need be; None if nothing is open."""
+        ...
+
     def close_at_end(self) -> int | None:
         """Return the watermark at which nothing would be left open, None if nothing is: for the end of the input."""
         ...

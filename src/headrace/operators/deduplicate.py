@@ -86,6 +86,10 @@ class DeduplicateOperator:
         """Return the watermark: records go on at once."""
         return watermark
 
+    def next_close(self) -> int | None:
+        """Return None: no result is outstanding."""
+        return None
+
     def close_at_end(self) -> int | None:
         """Return None: no result is outstanding."""
         return None

@@ -158,6 +158,10 @@ class SessionAggregateOperator:
         """Hold the watermark back by the lateness, as results come that much after the session's end."""
         return max(MIN_WATERMARK, watermark - self._lateness_ms)
 
+    def next_close(self) -> int | None:
+        """Return the watermark behind the first slot, by which whatever is noted there has closed or moved on."""
+        return (min(self._open) + 1) * self._slot_ms if self._open else None
+
     def close_at_end(self) -> int | None:
         """Return the watermark that closes the last open session."""
         ends = [sessions[-1].last for _, sessions in self._cache.rows(self._sessions)]

@@ -26,6 +26,10 @@ class StatelessOperator:
         """Return the watermark: results come at once."""
         return watermark
 
+    def next_close(self) -> int | None:
+        """Return None: nothing is ever open."""
+        return None
+
     def close_at_end(self) -> int | None:
         """Return None: nothing is ever open."""
         return None

@@ -9,7 +9,6 @@ from __future__ import annotations
 import bisect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from operator import itemgetter
 from typing import Any, ClassVar
 
@@ -97,16 +96,18 @@ class WindowedAggregateOperator:
         while self._ends and self._ends[0] + self._lateness_ms <= watermark:
             end = self._ends.pop(0)
             bucket = self._open.pop(end)
-            rows = self._cache.rows(bucket)
-            while chunk := list(islice(rows, EMIT_RECORDS)):
-                keys, accumulators = zip(*chunk, strict=True)
-                outputs.append((MAIN, self._results(end, keys, accumulators)))
+            for keys, rows in self._cache.columns(bucket, EMIT_RECORDS):
+                outputs.append((MAIN, self._results(end, keys, rows)))
             self._cache.drop(bucket)
         return outputs
 
     def output_watermark(self, watermark: int) -> int:
         """Hold the watermark back by the lateness, because a window's result comes that much after its end."""
         return max(MIN_WATERMARK, watermark - self._lateness_ms)
+
+    def next_close(self) -> int | None:
+        """Return the watermark that closes the first open window."""
+        return self._ends[0] + self._lateness_ms if self._ends else None
 
     def close_at_end(self) -> int | None:
         """Return the watermark that closes the last open window."""

@@ -32,6 +32,8 @@ class Pending:
     positions: Mapping[TopicPartition, int]
     finished: int
     """The bound up to which the task was finished, or -1."""
+    closing: bool
+    """Whether the task waits for this checkpoint to close something."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +43,7 @@ class Saved:
     manifest: Manifest
     uploaded_bytes: int
     finished: int
+    closing: bool
 
 
 def begin(task: Task, store: Store, snapshot: Path) -> Pending:
@@ -53,7 +56,7 @@ def begin(task: Task, store: Store, snapshot: Path) -> Pending:
     if snapshot.exists():
         shutil.rmtree(snapshot)
     store.snapshot(snapshot)
-    return Pending(snapshot, task.positions, task.finished)
+    return Pending(snapshot, task.positions, task.finished, task.closing)
 
 
 def complete(
@@ -99,4 +102,4 @@ def complete(
             log.trim(partition, kept)
     known = {ref.object for ref in previous.files}
     uploaded = sum(ref.size for ref in manifest.files if ref.object not in known)
-    return Saved(manifest, uploaded, pending.finished)
+    return Saved(manifest, uploaded, pending.finished, pending.closing)

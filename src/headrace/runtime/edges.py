@@ -123,9 +123,7 @@ class Edge:
         if count == 1:
             return [(0, batch, range(start, start + len(batch)))]
         if None in batch.keys:
-            keys = [
-                _CHUNK.pack((start + i) // 256 % 2**32) if key is None else key for i, key in enumerate(batch.keys)
-            ]
+            keys = [_CHUNK.pack((start + i) // 256 % 2**32) if key is None else key for i, key in enumerate(batch.keys)]
             goals = [crc32(key) % count for key in keys]
         else:
             goals = [hashed % count for hashed in map(crc32, batch.keys)]  # type: ignore[arg-type]
@@ -142,12 +140,20 @@ class Edge:
         return parts
 
     def _check_readable(self, values: list[Any]) -> None:
-        if not (isinstance(self._value, Msgpack) and self._value.kind is Any):
+        if not isinstance(self._value, Msgpack):
             return
-        strange = {kind.__name__ for kind in set(map(type, values)) if not issubclass(kind, _PLAIN)}
+        kind, kinds = self._value.kind, set(map(type, values))
+        if kind is Any:
+            strange = [found for found in kinds if not issubclass(found, _PLAIN)]
+        elif isinstance(kind, type) and not issubclass(kind, _PLAIN):
+            strange = list(kinds - {kind, type(None)})
+        else:
+            return
         if strange:
-            name = min(strange)
+            name = min(found.__name__ for found in strange)
+            others = "dicts" if kind is Any else kind.__name__
             raise TopologyError(
-                f"step {self.step!r} sends {name} objects through an internal topic, behind which they would be dicts",
+                f"step {self.step!r} sends {name} objects through an internal topic, "
+                f"behind which they would be {others}",
                 remedy=f"Annotate the function that makes them with -> {name}, or make dicts",
             )

@@ -17,6 +17,8 @@ from headrace.topology.graph import ErrorPolicy, Node, Repartition, Sink, Step
 from headrace.topology.plan import Plan, SubTopology, TaskId, internal_topic
 
 _PACKAGE = __file__.removesuffix("runtime/executor.py")
+_LIBRARY = traceback.__file__.removesuffix("traceback.py")
+_PACKAGES = "/site-packages/"
 
 
 @dataclass(slots=True)
@@ -112,6 +114,11 @@ class Chain:
             reached = min(marks[port.node] for port in node.inputs)
             self._forward(node.name, operator.on_watermark(reached))
             marks[node.name] = operator.output_watermark(reached)
+
+    def next_close(self) -> int | None:
+        """Return the watermark at which something closes next; None if nothing is open."""
+        marks = [(operator.next_close(), node) for node, operator in self._steps]
+        return min((mark + self._held(node) for mark, node in marks if mark is not None), default=None)
 
     def close_at_end(self) -> int | None:
         """Return the watermark that would close what is open nearest to the sources, None if nothing is."""
@@ -277,9 +284,23 @@ def describe_failure(error: Exception) -> str:
     """
     frames = user_frames(error)
     if frames:
+        frames = [f for f in frames if not f.filename.startswith(_LIBRARY) and _PACKAGES not in f.filename] or frames
         return f"{type(error).__name__} at {frames[-1].filename}:{frames[-1].lineno}"
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+    return f"{type(error).__name__}: {text}" if text and _names_no_data(error) else type(error).__name__
+
+
+def _names_no_data(error: Exception) -> bool:
+    """Return whether the message of an error that no line of the user's raised speaks of fields and types only.
+
+    A builtin that the user passed as a function, such as ``int``, says in its own what it could not take.
+    """
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    if type(error).__module__ == "msgspec" or (last.line or "").startswith("raise "):
+        return True
+    return isinstance(error, TypeError | AttributeError) or (
+        isinstance(error, KeyError) and last.filename.startswith("<headrace")
+    )
 
 
 def _edge(plan: Plan, sub: SubTopology, task: TaskId, node: Sink | Repartition, partitions: Mapping[str, int]) -> Edge:

@@ -6,11 +6,12 @@ import logging
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from queue import Empty, SimpleQueue
 
 from headrace.clock import Clock
 from headrace.errors import HeadraceError
 from headrace.runtime.lifecycle import Phase
-from headrace.runtime.worker import Worker
+from headrace.runtime.worker import Blame, Worker
 from headrace.settings import Settings
 
 _log = logging.getLogger("headrace")
@@ -46,7 +47,8 @@ class Host:
         clock: Tells the time.
         settings: Of the run.
         on_status: Called now and then with what the worker is doing.
-        on_overdue: Called from another thread if draining takes longer than ``drain_timeout_ms``.
+        on_overdue: Called from another thread if draining takes longer than ``drain_timeout_ms``, with what made the
+            worker drain if that was an error.
     """
 
     def __init__(
@@ -55,7 +57,7 @@ class Host:
         clock: Clock,
         settings: Settings,
         on_status: Callable[[WorkerStatus], None],
-        on_overdue: Callable[[], None],
+        on_overdue: Callable[[HeadraceError | None], None],
     ) -> None:
         self.status = WorkerStatus()
         self._worker = worker
@@ -63,7 +65,8 @@ class Host:
         self._settings = settings
         self._on_status = on_status
         self._on_overdue = on_overdue
-        self._stop = threading.Event()
+        self._stopping = False
+        self._wake: SimpleQueue[None] = SimpleQueue()
         self._ended = threading.Event()
         self._turned_ms = clock.monotonic_ms()
         self._drain_ms: int | None = None
@@ -74,7 +77,9 @@ class Host:
         """Ask the worker to drain; returns at once and may be called from anywhere."""
         if self._drain_ms is None:
             self._drain_ms = self._clock.monotonic_ms()
-        self._stop.set()
+        self._stopping = True
+        # A signal handler may interrupt the very wait that this ends; an event would be locked by then.
+        self._wake.put(None)
 
     def live(self) -> bool:
         """Return whether the worker makes turns."""
@@ -82,7 +87,8 @@ class Host:
 
     def ready(self) -> bool:
         """Return whether all tasks that the worker has are running and their outputs are taken."""
-        return self.status.state == "running" and not self.status.restoring and not self.status.waiting
+        at_work = self.status.state == "running" and not self._stopping
+        return at_work and not self.status.restoring and not self.status.waiting
 
     def run(self) -> None:
         """Run until the worker has drained or its bounded input has ended.
@@ -95,31 +101,40 @@ class Host:
         draining = False
         try:
             while not self._worker.done:
-                if self._stop.is_set() and not draining:
+                if self._stopping and not draining:
                     draining = True
                     self._worker.drain()
                 wait_ms = self._turn()
                 self._tell("draining" if draining else "running", force=self._worker.done)
                 if wait_ms:
-                    self._stop.wait(wait_ms / 1000) if not draining else self._clock.sleep_ms(wait_ms)
+                    self._wait(wait_ms)
         finally:
             self._ended.set()
             beat.join()
         if self._failure is not None:
             raise self._failure
 
+    def _wait(self, wait_ms: int) -> None:
+        try:
+            self._wake.get(timeout=wait_ms / 1000)
+        except Empty:
+            pass
+
     def _turn(self) -> int:
         self._turned_ms = self._clock.monotonic_ms()
         try:
             return self._worker.turn()
         except HeadraceError as error:
-            if self._failure is not None:
-                _log.warning("gave up draining: %s", error)
-                self._worker.close()
-                return 0
-            self._failure = error
-            self._worker.abandon()
-            self.stop()
+            blame = self._worker.abandon()
+            if blame is Blame.NOBODY:
+                _log.warning("a task that another worker has by now failed: %s", error)
+            elif self._failure is None:
+                self._failure = error
+                self.stop()
+            else:
+                _log.warning("while draining: %s", error)
+                if blame is Blame.WORKER:
+                    self._worker.close()
             return 0
 
     def _tell(self, state: str, *, force: bool) -> None:
@@ -150,9 +165,9 @@ class Host:
         while not self._ended.wait(interval):
             try:
                 self._worker.membership.heartbeat()
-            except HeadraceError as error:
+            except Exception as error:  # noqa: BLE001  # whatever it was, this thread watches the deadline as well
                 _log.warning("heartbeat failed: %s", error)
             begun = self._drain_ms
             if begun is not None and self._clock.monotonic_ms() - begun > self._settings.drain_timeout_ms:
-                self._on_overdue()
+                self._on_overdue(self._failure)
                 return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,10 +10,11 @@ from pathlib import Path
 
 from headrace.checkpoint.checkpoints import Checkpoints
 from headrace.checkpoint.manifest import Manifest
-from headrace.errors import FencedError, InvalidError, RetriableError
+from headrace.errors import FatalError, FencedError, HeadraceError, InvalidError, RetriableError, SettingsError
 from headrace.log.api import Lease
 
 _ATTEMPTS = 5
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,34 +37,69 @@ def restore(
 ) -> Restored:
     """Claim a task under its lease and fetch its last checkpoint. Blocks; runs in a job.
 
+    What crashes and earlier owners left in ``home`` is deleted. Another worker on this machine may use the same home:
+    one that has the task no more, which does no harm any longer, or a later one, whose files are left alone.
+
     Args:
         checkpoints: Those of the topology.
         lease: The right to do so; its epoch fences earlier owners.
         home: The task's directory on this machine; each epoch has a directory of its own in it, and files that an
             earlier one left there are not fetched again.
         now_ms: Tells the time.
-        on_progress: Called with bytes done and bytes in all.
+        on_progress: Called with bytes done and bytes in all; what it raises ends the restore.
 
     Raises:
         FencedError: another worker has a later lease.
         CorruptError: a file is damaged or missing.
-        RetriableError: the checkpoint store cannot be reached.
+        RetriableError: the checkpoint store cannot be reached, or the disk is full.
+        SettingsError: the home cannot be written.
     """
+    try:
+        return _restore(checkpoints, lease, home, now_ms, on_progress)
+    except FatalError as error:
+        if isinstance(error.__cause__, OSError):
+            raise _storage_error(error.__cause__, lease, home) from error.__cause__
+        raise
+    except OSError as error:
+        raise _storage_error(error, lease, home) from error
+
+
+def snapshot_directory(home: Path, lease: Lease) -> Path:
+    """Return where the owner with this lease puts its snapshots; the next restore deletes what a crash leaves there."""
+    return home / f"{lease.epoch:010d}-snapshot"
+
+
+def _restore(
+    checkpoints: Checkpoints,
+    lease: Lease,
+    home: Path,
+    now_ms: Callable[[], int],
+    on_progress: Callable[[int, int], None] | None,
+) -> Restored:
     problems: list[str] = []
     manifest = _claim(checkpoints, lease, now_ms, problems)
     directory = home / f"{lease.epoch:010d}-{manifest.number:010d}" / "db"
+    home.mkdir(parents=True, exist_ok=True)
     if directory.parent.exists():
         shutil.rmtree(directory.parent)
-    earlier = sorted(path for path in home.glob("*/db") if path.is_dir())
-    directory.parent.mkdir(parents=True)
+    left = sorted(path for path in home.iterdir() if path.name < directory.parent.name)
+    earlier = [path / "db" for path in left if (path / "db").is_dir()]
+    directory.parent.mkdir()
     fetched = 0
     if manifest.files:
         stats = checkpoints.restore(manifest, directory, earlier[-1] if earlier else None, on_progress)
         fetched = stats.fetched_bytes
-    for path in earlier:
-        shutil.rmtree(path.parent, ignore_errors=True)
+    for path in left:
+        shutil.rmtree(path, ignore_errors=True)
     checkpoints.sweep(manifest)
     return Restored(directory, manifest, fetched, tuple(problems))
+
+
+def _storage_error(error: OSError, lease: Lease, home: Path) -> HeadraceError:
+    told = f"the state of task {lease.unit} cannot be written to {home}: {error.strerror or error}"
+    if error.errno in _FULL:
+        return RetriableError(told, remedy="Free space, or put HEADRACE_STATE_DIR on a larger disk")
+    return SettingsError(told, remedy="Look at HEADRACE_STATE_DIR: it must be a directory that this user can write")
 
 
 def _claim(checkpoints: Checkpoints, lease: Lease, now_ms: Callable[[], int], problems: list[str]) -> Manifest:

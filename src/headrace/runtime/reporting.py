@@ -50,7 +50,7 @@ class Reporter:
         slots = list(slots)
         totals = self.totals
         for slot in slots:
-            self._take(slot)
+            self.take(slot)
         totals.tasks = len(slots)
         totals.restoring = sum(slot.phase is Phase.RESTORING for slot in slots)
         if monotonic_ms - self._reported_ms < _REPORT_MS:
@@ -64,7 +64,8 @@ class Reporter:
         known = [mark for mark in marks if mark > MIN_WATERMARK]
         totals.watermark_ms = min(known) if known else None
 
-    def _take(self, slot: Slot) -> None:
+    def take(self, slot: Slot) -> None:
+        """Take the tally of one task; for the last time before it goes."""
         if slot.task is None:
             return
         tally, totals = slot.task.take_tally(), self.totals
@@ -91,7 +92,7 @@ class Reporter:
             slot.metrics.input(*partition).lag(lag, behind)
         if task.watermark > MIN_WATERMARK:
             slot.metrics.watermark(task.watermark, now_ms, task.held_back_by())
-        slot.metrics.checkpoint_age((monotonic_ms - slot.checkpointed_ms) / 1000)
+        slot.metrics.checkpoint_age((monotonic_ms - slot.saved_ms) / 1000)
         slot.metrics.state_bytes(task.state_bytes())
         for name, used, hits, misses in task.cache_statistics():
             store = slot.metrics.store(name)

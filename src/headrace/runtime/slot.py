@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from threading import Event
 from typing import Any
 
 from headrace.checkpoint.manifest import Manifest
@@ -30,6 +31,14 @@ class Slot:
     job: Future[Any] | None = None
     """The restore or checkpoint that is under way."""
     job_started_ms: int = 0
+    job_retry_ms: int = 0
+    """No restore or checkpoint begins before, because the last one failed."""
+    after: Future[Any] | None = None
+    """What must have ended before the restore begins: a job of the slot that had the task before on this worker."""
+    given_up: Event = field(default_factory=Event)
+    """Set when the restore need not go on."""
+    failures: int = 0
+    """How many jobs failed since one succeeded."""
     phase: Phase = Phase.RESTORING
     task: Task | None = None
     store: Store | None = None
@@ -38,6 +47,9 @@ class Slot:
     """Timestamp of the record that was read last."""
     manifest: Manifest | None = None
     checkpointed_ms: int = 0
+    """When its last checkpoint began."""
+    saved_ms: int = 0
+    """When its last checkpoint was committed."""
     unsent: deque[Append] = field(default_factory=deque)
     """Outputs that the log did not take yet; until it does, the task takes no more records."""
     retry_ms: int = 0
@@ -57,11 +69,11 @@ class Slot:
     def close(self) -> None:
         """Drop task and readers; what was not checkpointed is gone."""
         self.move(Phase.GONE)
+        self.given_up.set()
         for reader in self.readers.values():
             reader.close()
         if self.task is not None:
             self.task.close()
-        self.metrics.forget()
 
     def read(self, max_records: int, bounds: Bounds | None) -> tuple[TopicPartition, RecordBatch] | None:
         """Return the next batch of the input whose event time is furthest behind, None if there is none.
@@ -87,7 +99,7 @@ class Slot:
     def finishes(self, bounds: Bounds) -> bool:
         """Return whether the task has had all its input but was not told so yet."""
         assert self.task is not None
-        if self.unsent or self.task.finished >= bounds.number or not self.task.upstream_finished(bounds.number):
+        if self.unsent or self.task.closing or self.task.finished >= bounds.number or not self.task.upstream_finished(bounds.number):
             return False
         return not any(bounds.left(p, reader.position) for p, reader in self.readers.items())
 

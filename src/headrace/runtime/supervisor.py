@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
+import signal
 import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -137,16 +139,17 @@ class Supervisor:
         """Return the metrics of all workers, labelled with their index."""
         silent = self._clock.monotonic_ms() - _SILENT_MS
         return merge_expositions(
-            {i: c.exposition if not c.ended and c.heard_ms > silent else None for i, c in self._children.items()}
+            {i: c.exposition if not c.ended and c.heard_ms > silent else None for i, c in list(self._children.items())}
         )
 
     def live(self) -> bool:
         """Return whether every worker makes turns, as far as is known."""
-        return all(child.live for child in self._children.values())
+        return all(child.live for child in list(self._children.values()))
 
     def ready(self) -> bool:
         """Return whether every worker is ready."""
-        return all(child.ready and not child.ended for child in self._children.values())
+        children = list(self._children.values())
+        return bool(children) and self._stopped_ms is None and all(c.ready and not c.ended for c in children)
 
     def close(self) -> None:
         """End what still runs, at once."""
@@ -161,9 +164,18 @@ class Supervisor:
         process = self._context.Process(
             target=_work, args=(self._run, index, theirs, self._arguments), name=f"headrace-worker-{index}"
         )
-        process.start()
+        # A terminal sends Ctrl-C to the workers as well, but they do what the supervisor tells them. Imports are slow, so
+        # they must be deaf from the start.
+        resource_tracker.ensure_running()
+        heard = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, heard)
         theirs.close()
         self._children[index] = _Child(process, ours, heard_ms=self._clock.monotonic_ms())
+        if self._stopped_ms is not None:
+            process.terminate()
 
     def _hear(self, index: int) -> None:
         child = self._children[index]
@@ -178,7 +190,8 @@ class Supervisor:
             return
         _, child.status, error, notes = message
         child.ended = True
-        child.process.join()
+        # Everything is closed by now; a thread of the user's may keep the process, which is then ended in close().
+        child.process.join(_SPARE_MS / 1000)
         if error is not None:
             for note in notes:
                 error.add_note(note)
@@ -188,12 +201,17 @@ class Supervisor:
     def _died(self, index: int) -> None:
         """Start a worker again that ended without a word, unless that happens again and again."""
         child = self._children[index]
-        child.process.join()
+        child.process.join(_SPARE_MS / 1000)
+        if child.process.is_alive():
+            child.process.kill()
+            child.process.join()
         child.line.close()
         code = child.process.exitcode
         how = f"signal {-code}" if code is not None and code < 0 else f"exit code {code}"
         if self._stopped_ms is not None:
             child.ended = True
+            if code == -signal.SIGTERM:
+                return  # it was told to stop before it had begun
             self._failure = self._failure or FatalError(f"worker {index} ended with {how} while draining")
             return
         now = self._clock.monotonic_ms()
@@ -220,7 +238,7 @@ class Supervisor:
 
 @contextmanager
 def supervise(run: Run, arguments: tuple[Any, ...], settings: Settings) -> Iterator[Supervisor]:
-    """Start workers and end them, whatever happens.
+    """Make a supervisor, whose workers end with the block, whatever happens.
 
     Args:
         run: What each worker runs; importable, for its process begins anew.
@@ -229,7 +247,6 @@ def supervise(run: Run, arguments: tuple[Any, ...], settings: Settings) -> Itera
     """
     supervisor = Supervisor(run, arguments, settings)
     try:
-        supervisor.start()
         yield supervisor
     finally:
         supervisor.close()

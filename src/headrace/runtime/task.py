@@ -11,7 +11,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgpack
 
@@ -44,6 +44,15 @@ class _TaskInput:
     position: int
     seen: dict[str, int]
     """Highest position taken from each upstream edge."""
+
+
+class _Closing(NamedTuple):
+    """What a task will close when a checkpoint says that it will."""
+
+    watermark: int
+    """Where the clock moved the watermark to, if ``end`` is negative."""
+    end: int
+    """The bound of an input that has ended, or -1."""
 
 
 class Task:
@@ -90,6 +99,12 @@ class Task:
         self._chain = Chain(plan, sub, task_id, partitions, self._context)
         self._chain.restore(meta.get("sequences", {}))
         self._end: int = meta.get("end", -1)
+        self._at_rest = self._end >= 0
+        """True from the end of a bounded input to the next record."""
+        self._closing = _Closing(*meta["closing"]) if meta.get("closing") else None
+        times = [item.time for item in self._inputs.values()]
+        stateful = any(isinstance(node, Step) and node.spec.stateful for node in sub.nodes)
+        self._settles_clock = stateful and len(times) == 1 and isinstance(times[0], SourceTime)
         self._shapes = {n.name: n.spec.shape() for n in sub.nodes if isinstance(n, Step) and n.spec.stateful}
         if meta:
             _check_shapes(task_id, meta["shapes"], self._shapes)
@@ -113,8 +128,13 @@ class Task:
 
     @property
     def finished(self) -> int:
-        """Return the bound up to which ``finish`` was called, -1 if never."""
+        """Return the bound up to which the task is finished, -1 if it never was."""
         return self._end
+
+    @property
+    def _resting(self) -> bool:
+        """Return whether nobody should wait for this task: its input is idle, or has ended."""
+        return self._at_rest or self._time.idle
 
     def take_tally(self) -> Tally:
         """Return what happened since the last call."""
@@ -146,42 +166,73 @@ class Task:
         elif not records.control:
             self._take_source(item, item.time, partition, records)
         item.position = records.next_offset
+        self._at_rest = self._at_rest and records.control
         return self._advance(partition.topic)
 
     def tick(self, now_ms: int, at_end: Mapping[TopicPartition, bool]) -> list[Append]:
-        """Learn the time, and which inputs were read to their end; return what is to be appended because of it."""
+        """Learn the time, and which inputs were read to their end; return what is to be appended because of it.
+
+        What the clock closes must not leave before it is sure to leave in the same way after a crash. So a task whose
+        results are otherwise a function of its input proposes to close it (``closing``), and closes it in ``settle``.
+        """
         before = self._time.watermark
-        if self._time.tick(now_ms, at_end) == before:
+        proposed = self._time.tick(now_ms, at_end)
+        if self._settles_clock:
+            due = self._chain.next_close()
+            if not self.closing and due is not None and due <= proposed:
+                self._closing = _Closing(proposed, -1)
+                self.changed = True
+            return []
+        self._time.move(proposed)
+        if self._time.watermark == before:
             return []
         self.changed = True
         self._chain.advance(self._time.watermark)
-        return self._chain.pack(next(iter(self._inputs)).topic, self._time.idle, self._end)
+        return self._chain.pack(next(iter(self._inputs)).topic, self._resting, self._end)
+
+    @property
+    def closing(self) -> bool:
+        """Return whether something waits for a checkpoint before it is closed; until ``settle``, give it no records."""
+        return self._closing is not None
+
+    def settle(self) -> list[Append]:
+        """Close what was proposed, once a checkpoint says so; return what is to be appended because of it."""
+        closing, self._closing = self._closing, None
+        if closing is None:
+            return []
+        self.changed = True
+        topic = next(iter(self._inputs)).topic
+        if closing.end < 0:
+            self._time.move(closing.watermark)
+            self._chain.advance(self._time.watermark)
+            return self._chain.pack(topic, self._resting, self._end)
+        appends: list[Append] = []
+        while (mark := self._chain.close_at_end()) is not None:
+            self._time.watermark = max(self._time.watermark, mark)
+            self._chain.advance(self._time.watermark)
+            appends += self._chain.pack(topic, self._resting, self._end)
+        # Whoever reads that this task is finished must have everything that it made before that.
+        self._end = closing.end
+        self._at_rest = True
+        return appends + self.report()
 
     def report(self) -> list[Append]:
         """Return control batches for internal partitions that have not heard how far this task is."""
-        return self._chain.report(self._time.idle, self._end)
+        return self._chain.report(self._resting, self._end)
 
     def upstream_finished(self, bound: int) -> bool:
         """Return whether everything that writes to this task's internal inputs is finished up to ``bound``."""
         times = [item.time for item in self._inputs.values()]
         return all(time.ended(bound) for time in times if isinstance(time, InternalTime))
 
-    def finish(self, bound: int) -> list[Append]:
-        """Close everything that is open, as the input has ended at ``bound``.
+    def finish(self, bound: int) -> None:
+        """Propose to close everything that is open, as the input has ended at ``bound``; ``settle`` does it.
 
-        The watermark moves just as far as that needs. Records that come in a later run are late only for what was
-        closed here.
+        The watermark will move just as far as that needs. Records that come in a later run are late only for what was
+        closed.
         """
+        self._closing = _Closing(-1, bound)
         self.changed = True
-        topic = next(iter(self._inputs)).topic
-        appends: list[Append] = []
-        while (mark := self._chain.close_at_end()) is not None:
-            self._time.watermark = max(self._time.watermark, mark)
-            self._chain.advance(self._time.watermark)
-            appends += self._chain.pack(topic, self._time.idle, self._end)
-        # Whoever reads that this task is finished must have everything that it made before that.
-        self._end = bound
-        return appends + self.report()
 
     def flush(self) -> None:
         """Write everything that changed into the store as one; a snapshot of it is then a checkpoint.
@@ -197,6 +248,7 @@ class Task:
             "stores": self._store_ids,
             "watermark": self._time.watermark,
             "end": self._end,
+            "closing": self._closing,
             "shapes": self._shapes,
             "sequences": self._chain.sequences(),
             "inputs": {
@@ -267,7 +319,7 @@ class Task:
         before = self._time.watermark
         if self._time.update() > before:
             self._chain.advance(self._time.watermark)
-        return self._chain.pack(topic, self._time.idle, self._end)
+        return self._chain.pack(topic, self._resting, self._end)
 
     def _fail(self, node: Source | Repartition, partition: TopicPartition, offset: int, error: Exception) -> None:
         self._chain.fail(node.name, node.on_error, partition, offset, error)

@@ -103,7 +103,9 @@ class TaskTime:
     def __init__(self, inputs: Mapping[Any, InputTime]) -> None:
         self._inputs = dict(inputs)
         self.watermark = MIN_WATERMARK
-        self._ticked_ms: int | None = None
+        self._idle_ms: int | None = None
+        """Since when every input has been idle; later, when the watermark was last moved by the clock."""
+        self._ticked_ms = 0
 
     @property
     def idle(self) -> bool:
@@ -124,21 +126,27 @@ class TaskTime:
         return self.watermark
 
     def tick(self, now_ms: int, at_end: Mapping[Any, bool]) -> int:
-        """Learn the time and which inputs were read to their end; return the watermark.
+        """Learn the time and which inputs were read to their end; return where the clock would have the watermark.
 
-        While every input is idle, it moves by what has passed since the last tick.
+        While every input is idle, it would move by what passes. ``move`` makes it so.
         """
-        was_idle = self.idle
         for key, item in self._inputs.items():
             item.tick(now_ms, at_end[key])
-        before = self.watermark
-        self.update()
-        passed = now_ms - self._ticked_ms if self._ticked_ms is not None else 0
         self._ticked_ms = now_ms
+        self.update()
         own = all(isinstance(item, SourceTime) for item in self._inputs.values())
-        if self.idle and was_idle and own and before > MIN_WATERMARK and passed > 0:
-            self.watermark = max(self.watermark, before + passed)
-        return self.watermark
+        if not (self.idle and own and self.watermark > MIN_WATERMARK):
+            self._idle_ms = None
+            return self.watermark
+        if self._idle_ms is None:
+            self._idle_ms = now_ms
+        return self.watermark + max(0, now_ms - self._idle_ms)
+
+    def move(self, watermark: int) -> None:
+        """Move the watermark to where the clock would have it."""
+        self.watermark = max(self.watermark, watermark)
+        if self._idle_ms is not None:
+            self._idle_ms = self._ticked_ms
 
     def held_back_by(self) -> Any:
         """Return the input whose watermark is the least."""

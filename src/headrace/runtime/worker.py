@@ -8,15 +8,18 @@ long (fetching and uploading checkpoints) runs in jobs, whose ends a turn collec
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Executor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from enum import Enum
 from functools import partial
 from pathlib import Path
+from threading import Event
 
 from headrace.checkpoint.checkpoints import Checkpoints
 from headrace.clock import Clock
-from headrace.errors import FatalError, FencedError, RetriableError
+from headrace.errors import FatalError, FencedError, HeadraceError, RetriableError
 from headrace.log.api import Group, Lease, Log, Membership
 from headrace.metrics import Metrics
 from headrace.runtime.assignment import assign
@@ -24,7 +27,7 @@ from headrace.runtime.bounds import Bounds, is_finished
 from headrace.runtime.checkpointing import Pending, Saved, begin, complete
 from headrace.runtime.edges import Append
 from headrace.runtime.lifecycle import Phase
-from headrace.runtime.recovery import Restored, restore
+from headrace.runtime.recovery import Restored, restore, snapshot_directory
 from headrace.runtime.reporting import Reporter, Totals
 from headrace.runtime.slot import Slot
 from headrace.runtime.task import Task
@@ -41,7 +44,20 @@ _TICK_MS = 100
 _IDLE_MS = 10
 """How long to wait when there was nothing to do."""
 _RETRY_MS = 500
-"""How long to wait before a log that refused an append is asked again."""
+"""How long to wait before a log that refused an append is asked again, and before a job that failed begins anew."""
+_LONGEST_RETRY_MS = 30_000
+"""What that grows to for jobs that fail again and again."""
+
+
+class Blame(Enum):
+    """Whose fault it was that a turn failed."""
+
+    WORKER = "worker"
+    """No task's: the group or the log cannot be used."""
+    TASK = "task"
+    """A task's, which was dropped."""
+    NOBODY = "nobody"
+    """A task's that another worker has taken over: it was dropped, and there is nothing to report."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,36 +119,45 @@ class Worker:
             HeadraceError: the worker cannot go on; call ``abandon`` and drain what is left.
         """
         monotonic = self._parts.clock.monotonic_ms()
+        self._current = None
         if monotonic - self._polled_ms >= _POLL_MS:
             self._polled_ms = monotonic
-            self._follow_group()
+            try:
+                self._follow_group()
+            except RetriableError as error:
+                _log.warning("%s", error)
         self._collect_jobs()
+        self._start_restores()
         worked = self._run_tasks()
         if monotonic - self._ticked_ms >= _TICK_MS:
             self._ticked_ms = monotonic
             self._tick()
         if self._draining and not self._slots and not self.done:
-            self.membership.leave()
-            self.done = True
+            self._leave()
         return 0 if worked or self.done else _IDLE_MS
 
     def drain(self) -> None:
         """Hand every task over, after a last checkpoint, and then leave."""
         self._draining = True
-        for slot in self._slots.values():
+        for slot in list(self._slots.values()):
             self._begin_leaving(slot)
 
-    def abandon(self) -> None:
-        """Drop the tasks that a failed turn may have left half done, without a trace, so that the rest can drain."""
-        for slot in [s for s in self._slots.values() if s.id == self._current]:
-            self._drop(slot)
+    def abandon(self) -> Blame:
+        """Drop the task that a failed turn may have left half done, without a trace, so that the rest can drain."""
+        slot = None if self._current is None else self._slots.get(str(self._current))
+        if slot is None:
+            return Blame.WORKER
+        self._drop(slot)
+        if self._holds(slot.lease):
+            return Blame.TASK
+        self._polled_ms = -_POLL_MS
+        return Blame.NOBODY
 
     def close(self) -> None:
         """Drop everything at once; what was not checkpointed will be done again."""
         for slot in list(self._slots.values()):
             self._drop(slot)
-        self.membership.leave()
-        self.done = True
+        self._leave()
 
     # --- the group
 
@@ -141,6 +166,21 @@ class Worker:
         timeout_ms = self._parts.settings.session_timeout_ms
         return self._parts.group.join(self._member_id, units, assign, session_timeout_ms=timeout_ms)
 
+    def _leave(self) -> None:
+        self.done = True
+        try:
+            self.membership.leave()
+        except HeadraceError as error:
+            _log.warning("the others learn only later that this worker is gone: %s", error)
+
+    def _holds(self, lease: Lease) -> bool:
+        try:
+            return self.membership.poll().leases.get(lease.unit) == lease
+        except FencedError:
+            return False
+        except HeadraceError:
+            return True
+
     def _follow_group(self) -> None:
         try:
             assignment = self.membership.poll()
@@ -148,6 +188,7 @@ class Worker:
             _log.warning("this worker was taken for dead and lost its tasks; it joins again")
             for slot in list(self._slots.values()):
                 self._drop(slot)
+            self.membership.leave()
             self.membership = self._join()
             return
         if assignment.generation != self._generation:
@@ -166,28 +207,46 @@ class Worker:
             else:
                 self._begin_restoring(lease)
 
-    def _begin_restoring(self, lease: Lease) -> None:
+    def _begin_restoring(self, lease: Lease) -> Slot:
         task, sub = self._tasks[lease.unit]
-        parts = self._parts
-        slot = Slot(task, sub, lease, parts.metrics.task(parts.plan.graph.name, lease.unit))
-        group = parts.settings.group or parts.plan.graph.name
-        home = Path(parts.settings.state_dir) / group / lease.unit
-        slot.job = parts.jobs.submit(restore, parts.checkpoints, lease, home, parts.clock.now_ms)
-        slot.job_started_ms = parts.clock.monotonic_ms()
+        slot = Slot(task, sub, lease, self._parts.metrics.task(self._parts.plan.graph.name, lease.unit))
+        slot.job_started_ms = self._parts.clock.monotonic_ms()
         self._slots[lease.unit] = slot
+        return slot
 
     def _begin_leaving(self, slot: Slot) -> None:
         """Stop feeding a task; it goes after its last checkpoint, or at once if it has nothing to keep."""
         if slot.phase is Phase.RUNNING:
             slot.move(Phase.LEAVING)
+        elif slot.phase is Phase.RESTORING:
+            self._release(slot)
+
+    def _begin_again(self, slot: Slot, error: RetriableError) -> None:
+        """Drop a task and restore it later: what failed passes, but the task is half done."""
+        _log.warning("task %s goes back to its last checkpoint: %s", slot.id, error)
+        self._drop(slot)
+        fresh = self._begin_restoring(slot.lease)
+        fresh.failures, fresh.after = slot.failures, slot.job or slot.after
+        self._put_off(fresh)
+
+    def _put_off(self, slot: Slot) -> None:
+        """Let the next job of a task wait, the longer the more of them failed."""
+        delay_ms = min(_RETRY_MS << min(slot.failures, 10), _LONGEST_RETRY_MS)
+        slot.failures += 1
+        slot.job_retry_ms = self._parts.clock.monotonic_ms() + delay_ms
 
     def _drop(self, slot: Slot) -> None:
         del self._slots[slot.lease.unit]
+        self._reporter.take(slot)
         slot.close()
+        self._parts.metrics.forget_task(self._parts.plan.graph.name, slot.lease.unit)
 
     def _release(self, slot: Slot) -> None:
         self._drop(slot)
-        self.membership.release(slot.lease.unit)
+        try:
+            self.membership.release(slot.lease.unit)
+        except RetriableError as error:
+            _log.warning("task %s is released later: %s", slot.id, error)
 
     # --- jobs
 
@@ -206,25 +265,49 @@ class Worker:
                     self._job_failed(slot, error)
                     continue
                 if isinstance(result, Restored):
-                    self._restored(slot, result)
+                    with self._working_on(slot):
+                        self._restored(slot, result)
                 elif isinstance(result, Saved):
-                    self._saved(slot, result)
+                    with self._working_on(slot):
+                        self._saved(slot, result)
         for slot in [s for s in self._slots.values() if s.phase is Phase.LEAVING and s.job is None]:
             assert slot.task is not None
             if slot.task.changed or slot.unsent:
-                self._checkpoint(slot)
+                with self._working_on(slot):
+                    self._checkpoint(slot)
             else:
                 self._release(slot)
 
+    def _start_restores(self) -> None:
+        now_ms = self._parts.clock.monotonic_ms()
+        for slot in self._slots.values():
+            waits = now_ms < slot.job_retry_ms or not (slot.after is None or slot.after.done())
+            if slot.phase is not Phase.RESTORING or slot.job is not None or waits:
+                continue
+
+            def go_on(done: int, total: int, given_up: Event = slot.given_up) -> None:
+                if given_up.is_set():
+                    raise FencedError("the restore was given up")
+
+            parts = self._parts
+            slot.job = parts.jobs.submit(
+                restore, parts.checkpoints, slot.lease, self._home(slot), parts.clock.now_ms, go_on
+            )
+
+    def _home(self, slot: Slot) -> Path:
+        group = self._parts.settings.group or self._parts.plan.graph.name
+        return Path(self._parts.settings.state_dir) / group / slot.lease.unit
+
     def _job_failed(self, slot: Slot, error: RetriableError) -> None:
-        """Try a restore again at once, a checkpoint when the next one is due."""
-        _log.warning("task %s: %s", slot.id, error)
+        """Try a restore again soon, a checkpoint when the next one is due."""
         if slot.phase is Phase.RESTORING:
-            self._drop(slot)
+            self._begin_again(slot, error)
             return
+        _log.warning("task %s: its checkpoint failed and will be tried again: %s", slot.id, error)
         slot.metrics.checkpoint_failed()
         assert slot.task is not None
         slot.task.changed = True
+        self._put_off(slot)
 
     def _restored(self, slot: Slot, restored: Restored) -> None:
         parts = self._parts
@@ -233,40 +316,53 @@ class Worker:
         if self._draining:
             self._release(slot)
             return
-        store = parts.stores.open(restored.directory)
         starts = {p: parts.log.start_offset(p) for p in slot.sub.reads(slot.id.partition)}
         cache_bytes = parts.settings.cache_bytes // max(1, len(self._tasks) // parts.settings.workers)
-        task = Task(
-            parts.plan, slot.sub, slot.id, store, partitions=parts.partitions, cache_bytes=cache_bytes, starts=starts
-        )
-        _check_positions(slot.id, task, parts.log, self._internal)
+        store = parts.stores.open(restored.directory)
+        try:
+            task = Task(
+                parts.plan, slot.sub, slot.id, store,
+                partitions=parts.partitions, cache_bytes=cache_bytes, starts=starts,
+            )  # fmt: skip
+            _check_positions(slot.id, task, parts.log, self._internal)
+        except BaseException:
+            store.close()
+            raise
         slot.manifest = restored.manifest
         slot.open(parts.log, task, store)
-        slot.checkpointed_ms = parts.clock.monotonic_ms()
+        slot.checkpointed_ms = slot.saved_ms = parts.clock.monotonic_ms()
         slot.saved_end = task.finished
         slot.move(Phase.RUNNING)
         slot.metrics.restored((parts.clock.monotonic_ms() - slot.job_started_ms) / 1000)
+        self._settle(slot)
 
     def _saved(self, slot: Slot, saved: Saved) -> None:
         slot.manifest = saved.manifest
         slot.saved_end = saved.finished
-        seconds = (self._parts.clock.monotonic_ms() - slot.job_started_ms) / 1000
+        slot.failures = 0
+        slot.saved_ms = self._parts.clock.monotonic_ms()
+        seconds = (slot.saved_ms - slot.job_started_ms) / 1000
         now_ms = self._parts.clock.now_ms()
         slot.metrics.checkpointed(now_ms, seconds, saved.uploaded_bytes, saved.manifest.size_bytes)
+        if saved.closing and slot.phase is Phase.RUNNING:
+            self._settle(slot)
+
+    def _settle(self, slot: Slot) -> None:
+        """Close what a checkpoint says will be closed; whoever has the task does, before it takes another record."""
+        assert slot.task is not None
+        self._send(slot, slot.task.settle())
 
     def _checkpoint(self, slot: Slot) -> None:
-        """Begin a checkpoint, unless one is under way or outputs wait to be sent."""
-        if slot.job is not None or slot.unsent:
+        """Begin a checkpoint, unless one is under way or failed just now, or outputs wait to be sent."""
+        parts = self._parts
+        monotonic = parts.clock.monotonic_ms()
+        if slot.job is not None or slot.unsent or monotonic < slot.job_retry_ms:
             return
         assert slot.task is not None
         assert slot.store is not None
         assert slot.manifest is not None
-        parts = self._parts
-        self._current = slot.id
-        snapshot = Path(parts.settings.state_dir, "snapshots", f"{slot.lease.unit}-{slot.lease.epoch}")
-        snapshot.parent.mkdir(parents=True, exist_ok=True)
-        slot.job_started_ms = slot.checkpointed_ms = parts.clock.monotonic_ms()
-        pending: Pending = begin(slot.task, slot.store, snapshot)
+        slot.job_started_ms = slot.checkpointed_ms = monotonic
+        pending: Pending = begin(slot.task, slot.store, snapshot_directory(self._home(slot), slot.lease))
         slot.job = parts.jobs.submit(
             partial(
                 complete,
@@ -287,20 +383,31 @@ class Worker:
         """Give each task one batch, those that read internal topics first, so that these stay short."""
         worked = False
         for slot in sorted(self._slots.values(), key=lambda s: -s.sub.level):
-            if slot.unsent:
-                self._send(slot, [])
-            elif slot.phase is Phase.RUNNING:
-                worked |= self._feed(slot)
+            with self._working_on(slot):
+                if slot.unsent:
+                    self._send(slot, [])
+                elif slot.phase is Phase.RUNNING:
+                    worked |= self._feed(slot)
         return worked
+
+    @contextmanager
+    def _working_on(self, slot: Slot) -> Iterator[None]:
+        """Name the task to blame for what fails in the block; from what passes, it recovers by itself."""
+        self._current = slot.id
+        try:
+            yield
+        except RetriableError as error:
+            self._begin_again(slot, error)
 
     def _feed(self, slot: Slot) -> bool:
         assert slot.task is not None
-        self._current = slot.id
+        if slot.task.closing:
+            self._checkpoint(slot)
+            return False
         found = slot.read(self._parts.settings.batch_records, self._bounds)
         if found is None:
             if self._bounds is not None and slot.finishes(self._bounds):
-                self._send(slot, slot.task.finish(self._bounds.number))
-                self._send(slot, slot.task.report())
+                slot.task.finish(self._bounds.number)
                 return True
             return False
         started = self._parts.clock.monotonic_ms()
@@ -323,33 +430,48 @@ class Worker:
             except RetriableError as error:
                 if slot.retry_ms == 0:
                     _log.warning("task %s waits: %s", slot.id, error)
+                else:
+                    slot.metrics.blocked((now - slot.retry_ms + _RETRY_MS) / 1000)
                 slot.retry_ms = now + _RETRY_MS
                 return
             slot.unsent.popleft()
-        slot.retry_ms = 0
+        if slot.retry_ms:
+            _log.warning("task %s goes on: the log takes its outputs again", slot.id)
+            slot.metrics.blocked((now - slot.retry_ms + _RETRY_MS) / 1000)
+            slot.retry_ms = 0
 
     def _tick(self) -> None:
         now_ms, monotonic = self._parts.clock.now_ms(), self._parts.clock.monotonic_ms()
-        interval = self._parts.settings.checkpoint_interval_ms
         for slot in list(self._slots.values()):
-            if slot.phase is not Phase.RUNNING or slot.task is None or slot.unsent:
-                continue
-            self._current = slot.id
-            if self._bounds is None:
-                self._send(slot, slot.task.tick(now_ms, slot.at_end()))
-            self._send(slot, slot.task.report())
-            finished = self._bounds is not None and slot.task.finished >= self._bounds.number
-            if slot.task.changed and (finished or monotonic - slot.checkpointed_ms >= interval):
-                self._checkpoint(slot)
+            if slot.phase is Phase.RUNNING and not slot.unsent:
+                with self._working_on(slot):
+                    self._tick_task(slot, now_ms, monotonic)
+        self._current = None
         self._reporter.report(self.slots(), now_ms, monotonic)
         if self._bounds is not None and not self._draining and self._all_finished(self._bounds):
             self.drain()
+
+    def _tick_task(self, slot: Slot, now_ms: int, monotonic: int) -> None:
+        assert slot.task is not None
+        if slot.task.closing:
+            return
+        if self._bounds is None:
+            self._send(slot, slot.task.tick(now_ms, slot.at_end()))
+        self._send(slot, slot.task.report())
+        finished = self._bounds is not None and slot.task.finished >= self._bounds.number
+        due = finished or monotonic - slot.checkpointed_ms >= self._parts.settings.checkpoint_interval_ms
+        if slot.task.changed and due:
+            self._checkpoint(slot)
 
     def _all_finished(self, bounds: Bounds) -> bool:
         """Return whether every task of the topology, here or elsewhere, is finished up to the bounds."""
         if any(slot.saved_end < bounds.number for slot in self._slots.values()):
             return False
-        committed = self._parts.group.committed()
+        try:
+            committed = self._parts.group.committed()
+        except RetriableError as error:
+            _log.warning("%s", error)
+            return False
         return all(
             is_finished(committed.get(partition), bounds.number)
             for task, sub in self._tasks.values()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from bisect import bisect_right, insort
 from collections import deque
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Generic, TypeVar
@@ -308,6 +308,17 @@ class WriteBehind(Generic[V]):
     def rows(self, bucket: Bucket[V]) -> Iterator[tuple[bytes, V]]:
         """Return all rows of ``bucket`` in key order, as of the time of the call; those in the store stay there."""
         return bucket._rows()
+
+    def columns(self, bucket: Bucket[V], size: int) -> Iterator[tuple[Sequence[bytes], Sequence[V]]]:
+        """Return all rows of ``bucket`` in key order, as keys and values of at most ``size`` rows at a time."""
+        if bucket.complete:
+            memory = {**bucket.clean, **bucket.live} if bucket.clean else bucket.live
+            keys = sorted(memory)
+            parts = (keys[start : start + size] for start in range(0, len(keys), size))
+            return ((part, list(map(memory.__getitem__, part))) for part in parts)
+        rows = bucket._rows()
+        chunks = iter(lambda: list(islice(rows, size)), [])
+        return ((keys, values) for keys, values in (zip(*chunk, strict=True) for chunk in chunks))
 
     def drop(self, bucket: Bucket[V]) -> None:
         """Delete all rows of ``bucket``, which must not be used any more."""

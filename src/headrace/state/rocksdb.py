@@ -6,6 +6,7 @@ twice and read never.
 
 from __future__ import annotations
 
+import logging
 import weakref
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -18,6 +19,8 @@ import rocksdict
 from headrace.errors import CorruptError, FatalError, RetriableError
 from headrace.state import api
 from headrace.state.memory import make_snapshot_directory
+
+_log = logging.getLogger("headrace")
 
 _WRITE_BUFFER_BYTES = 8 * 1024**2
 _ARENA_BLOCK_BYTES = 256 * 1024
@@ -148,7 +151,11 @@ class RocksStore:
         # An iterator that somebody still holds would keep the lock.
         for scan in list(self._scans):
             scan.close()
-        self._db.close()
+        try:
+            self._db.close()
+        except Exception as error:  # noqa: BLE001 - rocksdict raises nothing more exact
+            # It is closed, but its buffers could not be written before; nobody needs them.
+            _log.warning("closing the store in %s: %s", self._directory, error)
 
     def _rows(
         self, items: Iterator[Any], start: bytes, bounds: rocksdict.ReadOptions

@@ -260,7 +260,10 @@ class TopologyTestDriver:
         return [record for partition, batch in unread for record in self._decoded(partition, batch)]
 
     def checkpoint(self, *tasks: str) -> None:
-        """Checkpoint tasks, by id; all of them if none is named. It is what ``crash`` goes back to."""
+        """Checkpoint tasks, by id; all of them if none is named. It is what ``crash`` goes back to.
+
+        As in production, a task is also checkpointed before the clock or the end of the input closes a window.
+        """
         for name in self._named(tasks):
             self._checkpoints[name] = self._image(name)
 
@@ -276,6 +279,8 @@ class TopologyTestDriver:
         What they had written stays written, and what they had read since is read again.
         """
         self._rebuild(self._named(tasks))
+        for task in self._tasks.values():
+            self._append(task.settle())
         self._settle()
         if self._ended:
             self._finish()
@@ -313,6 +318,7 @@ class TopologyTestDriver:
         self._run()
         for task in self._tasks.values():
             self._append(task.tick(self.now_ms, dict.fromkeys(task.positions, True)))
+            self._close(task)
             self._append(task.report())
             self._run()
 
@@ -344,9 +350,15 @@ class TopologyTestDriver:
         for task in self._tasks.values():
             self._run()
             if task.finished < self._bound:
-                self._append(task.finish(self._bound))
-                self._append(task.report())
+                task.finish(self._bound)
+                self._close(task)
         self._settle()
+
+    def _close(self, task: Task) -> None:
+        """Close what the clock or the end of the input closes, which must be in a checkpoint first."""
+        if task.closing:
+            self.checkpoint(str(task.id))
+            self._append(task.settle())
 
     def _append(self, appends: Iterable[Append]) -> None:
         for partition, batch in appends:

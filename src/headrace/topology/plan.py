@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from headrace.errors import TopologyError
+from headrace.operators.api import MAIN
 from headrace.record import TopicPartition
-from headrace.topology.graph import Graph, Node, Repartition, Sink, Source, Step
+from headrace.topology.graph import Graph, Node, Port, Repartition, Sink, Source, Step
 
 
 class TaskId(NamedTuple):
@@ -125,7 +126,11 @@ def plan(graph: Graph, partitions: Mapping[str, int], repartition_partitions: in
                 upstream = tuple(str(task) for sub in writers for task in sub.tasks())
                 level = max([level, *(sub.level + 1 for sub in writers)])
                 inputs.append(Input(internal_topic(graph, node), node.name, width, upstream, deterministic[node.name]))
-        writes = [n for n in graph.nodes if isinstance(n, Repartition) and any(p.node in names for p in n.inputs)]
+        writes = [
+            node
+            for node in graph.nodes
+            if isinstance(node, Repartition) and any(p.node in names for p in node.inputs) and graph.children(node.name)
+        ]
         entry = {item.node for item in inputs}
         sub = SubTopology(inputs[0].node, tuple(inputs), (*nodes, *[w for w in writes if w.name not in names]), level)
         _check_copartitioned(graph, sub, entry)
@@ -138,15 +143,33 @@ def plan(graph: Graph, partitions: Mapping[str, int], repartition_partitions: in
 def is_deterministic(graph: Graph, sub: SubTopology, edge: Repartition | Sink) -> bool:
     """Tell whether a replay of a task repeats what it wrote on an edge, position for position.
 
-    It does where the way from the sources to the edge is a function of the records of one input alone, in their
-    order: without windows, which the clock may close when their input has run dry, and without state that the records
-    of several inputs share.
+    It does where state, if there is any on the way, follows from the records of one input alone, and where what closing
+    windows make does not mix with what comes at once or from other windows: the order between them depends on how the
+    input was cut into batches. (What the clock closes is checkpointed first, and so repeated as it was.)
     """
     above = _above(graph, sub, edge)
-    stateful = [node for node in above if isinstance(node, Step) and node.spec.stateful]
-    if any(node.spec.kind == "window" for node in stateful):
+    stateful = any(isinstance(node, Step) and node.spec.stateful for node in above)
+    if stateful and sum(node.name in sub.sources for node in above) != 1:
         return False
-    return not stateful or sum(node.name in sub.sources for node in above) == 1
+    births: set[str] = set()
+    for port in edge.inputs:
+        births |= _births(graph, sub, port)
+    return len(births) == 1 or not any(_is_window(graph.by_name[name]) for name in births)
+
+
+def _births(graph: Graph, sub: SubTopology, port: Port) -> set[str]:
+    """Return the nodes at which what passes ``port`` came to be: sources, and windows that made it when they closed."""
+    node = graph.by_name[port.node]
+    if node.name in sub.sources or (_is_window(node) and port.port == MAIN):
+        return {node.name}
+    births: set[str] = set()
+    for above in node.inputs:
+        births |= _births(graph, sub, above)
+    return births
+
+
+def _is_window(node: Node) -> bool:
+    return isinstance(node, Step) and node.spec.kind == "window"
 
 
 def _above(graph: Graph, sub: SubTopology, edge: Node) -> list[Node]:

@@ -1,0 +1,134 @@
+"""Serdes: what goes in comes out, None stays None, and damaged bytes are refused without being shown."""
+
+from dataclasses import dataclass
+from typing import Any, TypedDict
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from headrace import Json, Msgpack, TopologyError
+from headrace.record import JoinedBytes
+from headrace.serde.api import Serde, serde_for
+from headrace.serde.primitives import Bytes, Int, Str
+
+
+class Payment(msgspec.Struct):
+    id: str
+    total: float
+
+
+@dataclass
+class Visit:
+    page: str
+    seconds: int
+
+
+class Row(TypedDict):
+    name: str
+    number: int
+
+
+longs = st.integers(-(2**63), 2**63 - 1)
+plain = st.recursive(
+    st.one_of(st.none(), st.booleans(), longs, st.floats(allow_nan=False), st.text()),
+    lambda parts: st.one_of(st.lists(parts, max_size=3), st.dictionaries(st.text(), parts, max_size=3)),
+    max_leaves=8,
+)
+payments = st.builds(Payment, st.text(), st.floats(allow_nan=False))
+visits = st.builds(Visit, st.text(), longs)
+finite = st.floats(allow_nan=False, allow_infinity=False)
+
+SERDES: list[tuple[Serde[Any], Any]] = [
+    (Bytes(), st.binary()),
+    (Str(), st.text()),
+    (Int(), longs),
+    (Msgpack(), plain | st.binary()),
+    (Msgpack(Payment), payments),
+    (Msgpack(Visit), visits),
+    (Msgpack(Row), st.fixed_dictionaries({"name": st.text(), "number": longs})),
+    (Json(), plain.filter(lambda v: "inf" not in repr(v))),
+    (Json(Payment), st.builds(Payment, st.text(), finite)),
+    (Json(Visit), visits),
+]
+each = pytest.mark.parametrize(("serde", "values"), SERDES, ids=[serde.name for serde, _ in SERDES])
+
+
+@each
+@given(data=st.data())
+def test_a_column_comes_back(serde: Serde[Any], values: Any, data: st.DataObject) -> None:
+    column = data.draw(st.lists(st.none() | values, max_size=6))
+    encoded = serde.encode_many(column)
+    assert [value is None for value in encoded] == [value is None for value in column]
+    assert serde.decode_many(JoinedBytes.of(encoded)) == column
+    assert [serde.decode(value) for value in encoded] == column
+
+
+@each
+def test_nothing_stays_nothing(serde: Serde[Any], values: Any) -> None:
+    assert serde.decode(None) is None
+    assert serde.encode_many([]) == []
+    assert serde.decode_many(JoinedBytes.of([])) == []
+    assert serde.decode_many(JoinedBytes.of(serde.encode_many([None, None]))) == [None, None]
+
+
+DAMAGED = [
+    (Str(), b"\xffsecret"), (Int(), b"secret"), (Msgpack(), b"\xc1secret"), (Msgpack(), b""),
+    (Msgpack(Payment), b"\x81\xa2id\x05"), (Msgpack(Payment), b"\xa6secret"), (Json(), b'{"secret'), (Json(), b""),
+    (Json(Payment), b'{"id": "secret", "total": "secret"}'), (Msgpack(), b"\x01\x02"), (Json(), b"1 2"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("serde", "value"), DAMAGED)
+def test_damaged_bytes_are_refused_and_not_shown(serde: Serde[Any], value: bytes) -> None:
+    (good,) = serde.encode_many([7 if isinstance(serde, Int) else "x"])
+    with pytest.raises(Exception) as failed:  # noqa: PT011  # each serde has its own errors
+        serde.decode(value)
+    assert "secret" not in str(failed.value)
+    for column in ([value], [good, value], [value, good]):
+        with pytest.raises(type(failed.value)):
+            serde.decode_many(JoinedBytes.of(column))
+
+
+def test_an_empty_value_is_not_hidden_by_a_neighbour_that_holds_two() -> None:
+    with pytest.raises(msgspec.DecodeError):
+        Msgpack().decode_many(JoinedBytes.of([b"\x01\x02", b""]))
+
+
+def test_whole_numbers_of_four_bytes_are_read() -> None:
+    assert Int().decode(b"\xff\xff\xff\xfe") == -2
+
+
+@pytest.mark.parametrize(
+    ("serde", "value"), [(Str(), 5), (Str(), b"x"), (Bytes(), "x"), (Int(), "5"), (Int(), True), (Int(), 1.0)]
+)
+def test_values_of_another_type_are_refused(serde: Serde[Any], value: Any) -> None:
+    with pytest.raises(TypeError, match="expected"):
+        serde.encode_many([value])
+
+
+def test_a_number_that_is_too_long_is_refused() -> None:
+    with pytest.raises(ValueError, match="64 bits"):
+        Int().encode_many([2**63])
+
+
+@pytest.mark.parametrize(
+    ("given_", "name"),
+    [(None, "msgpack"), (dict, "msgpack[dict]"), (bytes, "bytes"), (str, "str"), (int, "int"),
+     (Payment, "msgpack[Payment]"), (Visit, "msgpack[Visit]"), (Row, "msgpack[Row]"),
+     (Json(Payment), "json[Payment]"), (Str(), "str")],
+)  # fmt: skip
+def test_what_a_type_means(given_: Any, name: str) -> None:
+    assert serde_for(given_, "value").name == name
+
+
+class Custom:
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+
+@pytest.mark.parametrize("wrong", [5, "Payment", Payment("a", 1.0), [Payment]])
+def test_what_means_nothing_is_refused(wrong: Any) -> None:
+    with pytest.raises(TopologyError, match=r"value of stream\('x'\)"):
+        serde_for(wrong, "value of stream('x')")
