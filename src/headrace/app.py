@@ -364,12 +364,17 @@ def _stopped_by_signals(stop: Callable[[], None], *, interrupt: bool = True) -> 
         yield
         return
 
+    interrupted = False
+
     def on_signal(number: int, frame: Any) -> None:
         stop()
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, at_once)
 
     def at_once(number: int, frame: Any) -> None:
+        nonlocal interrupted
+        interrupted = True
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
         # What unwinds may wait for a thread, such as one that uploads.
         end = threading.Timer(_AT_ONCE_S, os._exit, [128 + number])
         end.daemon = True
@@ -384,7 +389,8 @@ def _stopped_by_signals(stop: Callable[[], None], *, interrupt: bool = True) -> 
         yield
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            if not interrupted:
+                signal.signal(number, handler)
 
 
 def _serve(

@@ -2,7 +2,8 @@
 
 import pytest
 
-from headrace.checkpoint import Checkpoints, open_objects
+from headrace.checkpoint.checkpoints import Checkpoints
+from headrace.checkpoint.store import open_objects
 from headrace.checkpoint.manifest import manifest_path
 from headrace.errors import CorruptError, FatalError, FencedError, RetriableError
 

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from headrace.checkpoint import Checkpoints, open_objects
+from headrace.checkpoint.checkpoints import Checkpoints
+from headrace.checkpoint.store import open_objects
 from headrace.errors import CorruptError, FencedError, RetriableError
 
 TASK = "0-0"

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from headrace.checkpoint import open_objects
+from headrace.checkpoint.store import open_objects
 from headrace.errors import RetriableError, SettingsError
 from headrace.testing.conformance.checkpoint import ObjectsContract
 

@@ -155,7 +155,13 @@ class RowCodec:
             TopologyError: an accumulator could not be read back as what it is.
         """
         self._check(rows)
-        return self._serde.encode_many(rows)  # type: ignore[return-value]
+        try:
+            return self._serde.encode_many(rows)  # type: ignore[return-value]
+        except OverflowError as error:
+            raise TopologyError(
+                f"step {self._step}: an aggregate has grown beyond a whole number of 64 bits",
+                remedy="Aggregate floats, or smaller units",
+            ) from error
 
     def decode_many(self, rows: Sequence[bytes]) -> list[Accumulators]:
         """Decode rows."""
