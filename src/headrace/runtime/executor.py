@@ -115,6 +115,11 @@ class Chain:
             self._forward(node.name, operator.on_watermark(reached))
             marks[node.name] = operator.output_watermark(reached)
 
+    @property
+    def internal_partitions(self) -> int:
+        """Return how many partitions of internal topics the edges write to."""
+        return sum(edge.partitions for edge in self._edges.values() if edge.internal)
+
     def next_close(self) -> int | None:
         """Return the watermark at which something closes next; None if nothing is open."""
         marks = [(operator.next_close(), node) for node, operator in self._steps]

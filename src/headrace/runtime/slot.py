@@ -47,6 +47,8 @@ class Slot:
     """Timestamp of the record that was read last."""
     manifest: Manifest | None = None
     checkpointed_ms: int = 0
+    reported_ms: int = 0
+    """When the task last told internal partitions how far it is."""
     """When its last checkpoint began."""
     saved_ms: int = 0
     """When its last checkpoint was committed."""
@@ -99,7 +101,12 @@ class Slot:
     def finishes(self, bounds: Bounds) -> bool:
         """Return whether the task has had all its input but was not told so yet."""
         assert self.task is not None
-        if self.unsent or self.task.closing or self.task.finished >= bounds.number or not self.task.upstream_finished(bounds.number):
+        if (
+            self.unsent
+            or self.task.closing
+            or self.task.finished >= bounds.number
+            or not self.task.upstream_finished(bounds.number)
+        ):
             return False
         return not any(bounds.left(p, reader.position) for p, reader in self.readers.items())
 

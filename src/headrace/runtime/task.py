@@ -33,6 +33,10 @@ FORMAT = 1
 
 _META = store_prefix(0) + b"task"
 
+_CLOCK_STEP_MS = 1_000
+"""While its input is idle, a task moves its watermark no more often than this: each move is written downstream."""
+_REPORT_MS_PER_PARTITION = 10
+
 
 @dataclass(slots=True)
 class _TaskInput:
@@ -183,9 +187,11 @@ class Task:
                 self._closing = _Closing(proposed, -1)
                 self.changed = True
             return []
-        self._time.move(proposed)
-        if self._time.watermark == before:
+        if self._time.watermark == before and (
+            proposed - before < _CLOCK_STEP_MS or not self._chain.internal_partitions
+        ):
             return []
+        self._time.move(proposed)
         self.changed = True
         self._chain.advance(self._time.watermark)
         return self._chain.pack(next(iter(self._inputs)).topic, self._resting, self._end)
@@ -215,6 +221,11 @@ class Task:
         self._end = closing.end
         self._at_rest = True
         return appends + self.report()
+
+    @property
+    def report_interval_ms(self) -> int:
+        """Return how long to wait between two reports: every task reports to every partition, so it adds up."""
+        return self._chain.internal_partitions * _REPORT_MS_PER_PARTITION
 
     def report(self) -> list[Append]:
         """Return control batches for internal partitions that have not heard how far this task is."""

@@ -457,7 +457,9 @@ class Worker:
             return
         if self._bounds is None:
             self._send(slot, slot.task.tick(now_ms, slot.at_end()))
-        self._send(slot, slot.task.report())
+        if monotonic - slot.reported_ms >= max(_TICK_MS, slot.task.report_interval_ms):
+            slot.reported_ms = monotonic
+            self._send(slot, slot.task.report())
         finished = self._bounds is not None and slot.task.finished >= self._bounds.number
         due = finished or monotonic - slot.checkpointed_ms >= self._parts.settings.checkpoint_interval_ms
         if slot.task.changed and due:
