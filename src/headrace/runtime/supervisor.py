@@ -164,8 +164,8 @@ class Supervisor:
         process = self._context.Process(
             target=_work, args=(self._run, index, theirs, self._arguments), name=f"headrace-worker-{index}"
         )
-        # A terminal sends Ctrl-C to the workers as well, but they do what the supervisor tells them. Imports are slow, so
-        # they must be deaf from the start.
+        # A terminal sends Ctrl-C to the workers as well, but they do what the supervisor tells them. Imports are slow,
+        # so they must be deaf from the start.
         resource_tracker.ensure_running()
         heard = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-_SLOTS_PER_KEY = 16
+_SLOTS_PER_KEY = 64
 """Slots for each key that there are at first; more keys may come, and make wrong guesses likelier."""
 _LEAST_SLOTS = 1024
 
