@@ -46,9 +46,9 @@ class Payment(msgspec.Struct):
 def keyed() -> Topology:
     topology = Topology("bench-keyed")
     payments = topology.stream("payments", value=Payment, keyed_by="customer_id", time="at", out_of_orderness="5s")
-    payments.window(tumbling("1m"), lateness="10s").aggregate(
-        total=agg.sum("total"), payments=agg.count()
-    ).to("spend-per-minute")
+    payments.window(tumbling("1m"), lateness="10s").aggregate(total=agg.sum("total"), payments=agg.count()).to(
+        "spend-per-minute"
+    )
     return topology
 
 
@@ -142,7 +142,9 @@ def main() -> None:
     if given.one:
         print(json.dumps(measure(given.one, given.log, given.records)))
         return
-    print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}; {given.records:,} payments")
+    print(
+        f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}; {given.records:,} payments"
+    )
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder, "log")
         print(f"filling the log: {fill(log, given.records):,.0f} records/s")
@@ -154,7 +156,9 @@ def main() -> None:
                     [*command, "--records", str(given.records)], check=True, capture_output=True, text=True
                 )
                 results.append(json.loads(output.stdout.splitlines()[-1]))
-                print(f"  {form}: {results[-1]['events_per_s']:,.0f} events/s, {results[-1]['rss_mb']:.0f} MB", flush=True)
+                print(
+                    f"  {form}: {results[-1]['events_per_s']:,.0f} events/s, {results[-1]['rss_mb']:.0f} MB", flush=True
+                )
     report(found)
 
 

@@ -7,7 +7,7 @@ import subprocess
 import textwrap
 import threading
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
@@ -129,6 +129,11 @@ class Telling:
         """Wait until it has said this."""
         wait_for(lambda: text in self.text or self.process.poll() is not None)
         assert text in self.text, self.text
+
+    def until(self, condition: Callable[[], object]) -> None:
+        """Wait for something while it runs."""
+        wait_for(lambda: condition() or self.process.poll() is not None, 30)
+        assert self.process.poll() is None, self.text
 
     def end(self, timeout_s: float = 30) -> int:
         """Wait for its end and return the exit code."""

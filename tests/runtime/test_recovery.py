@@ -1,0 +1,124 @@
+"""Claiming a task and fetching its last checkpoint, with what others left behind or still use."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from headrace.checkpoint.checkpoints import Checkpoints
+from headrace.checkpoint.manifest import Manifest
+from headrace.checkpoint.store import open_objects
+from headrace.errors import CorruptError, FencedError, InvalidError, SettingsError
+from headrace.log.api import Lease
+from headrace.runtime.recovery import restore, snapshot_directory
+
+
+@pytest.fixture
+def checkpoints(tmp_path: Path) -> Checkpoints:
+    return Checkpoints(open_objects(str(tmp_path / "checkpoints"), {}), "t")
+
+
+def lease(epoch: int) -> Lease:
+    return Lease("in-0", epoch)
+
+
+def now() -> int:
+    return 7
+
+
+def save(checkpoints: Checkpoints, tmp_path: Path, previous: Manifest, position: int) -> Manifest:
+    snapshot = tmp_path / "snapshot"
+    snapshot.mkdir(exist_ok=True)
+    (snapshot / "rows").write_text(f"rows up to {position}")
+    (snapshot / "same").write_text("the same in all")
+    return checkpoints.save(previous, snapshot, {"in/0": position}, {"finished": -1}, 7)
+
+
+def test_a_task_without_a_checkpoint_is_claimed(checkpoints: Checkpoints, tmp_path: Path) -> None:
+    restored = restore(checkpoints, lease(1), tmp_path / "home", now)
+    assert restored.manifest.epoch == 1
+    assert (restored.fetched_bytes, restored.problems) == (0, ())
+    assert not restored.directory.exists()
+
+
+def test_the_last_checkpoint_is_fetched_and_unchanged_files_are_not(checkpoints: Checkpoints, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    first = save(checkpoints, tmp_path, restore(checkpoints, lease(1), home, now).manifest, 10)
+    second = restore(checkpoints, lease(2), home, now)
+    assert second.manifest.positions == {"in/0": 10}
+    assert (second.directory / "rows").read_text() == "rows up to 10"
+    assert second.fetched_bytes == first.size_bytes
+    save(checkpoints, tmp_path, second.manifest, 200)
+    third = restore(checkpoints, lease(3), home, now)
+    assert (third.directory / "rows").read_text() == "rows up to 200"
+    assert third.fetched_bytes == len("rows up to 200")
+    assert not second.directory.exists()
+
+
+def test_the_same_lease_continues_its_own_checkpoint(checkpoints: Checkpoints, tmp_path: Path) -> None:
+    own = save(checkpoints, tmp_path, restore(checkpoints, lease(1), tmp_path / "home", now).manifest, 10)
+    assert restore(checkpoints, lease(1), tmp_path / "home", now).manifest == own
+
+
+def test_what_crashes_left_is_deleted_and_what_a_later_owner_uses_is_not(
+    checkpoints: Checkpoints, tmp_path: Path
+) -> None:
+    home = tmp_path / "home"
+    save(checkpoints, tmp_path, restore(checkpoints, lease(1), home, now).manifest, 10)
+    half_restored = home / "0000000001-0000000009" / "db.restoring"
+    half_restored.mkdir(parents=True)
+    left = snapshot_directory(home, lease(1))
+    left.mkdir()
+    later = home / "0000000009-0000000001" / "db"
+    later.mkdir(parents=True)
+    (later / "rows").write_text("in use")
+    restored = restore(checkpoints, lease(2), home, now)
+    assert {path.name for path in home.iterdir()} == {restored.directory.parent.name, later.parent.name}
+    assert (later / "rows").read_text() == "in use"
+
+
+def test_a_damaged_manifest_is_passed_over(checkpoints: Checkpoints, tmp_path: Path) -> None:
+    first = save(checkpoints, tmp_path, restore(checkpoints, lease(1), tmp_path / "home", now).manifest, 10)
+    second = save(checkpoints, tmp_path, first, 20)
+    path = tmp_path / "checkpoints" / "t" / "in-0" / "manifests" / f"{second.number:010d}.json"
+    path.write_text("damage")
+    restored = restore(checkpoints, lease(2), tmp_path / "home", now)
+    assert restored.manifest.positions == {"in/0": 10}
+    assert restored.manifest.number > second.number
+    assert len(restored.problems) == 1
+
+
+def test_a_lost_file_is_an_error_that_says_which(checkpoints: Checkpoints, tmp_path: Path) -> None:
+    saved = save(checkpoints, tmp_path, restore(checkpoints, lease(1), tmp_path / "home", now).manifest, 10)
+    (tmp_path / "checkpoints" / saved.files[0].object).unlink()
+    with pytest.raises(CorruptError, match=saved.files[0].object):
+        restore(checkpoints, lease(2), tmp_path / "home", now)
+
+
+def test_checkpoints_of_a_log_that_is_ahead_are_refused(checkpoints: Checkpoints, tmp_path: Path) -> None:
+    save(checkpoints, tmp_path, restore(checkpoints, lease(5), tmp_path / "home", now).manifest, 10)
+    with pytest.raises(InvalidError, match="has only reached 2: the checkpoints belong to another log"):
+        restore(checkpoints, lease(2), tmp_path / "home", now)
+
+
+@pytest.mark.parametrize("place", ["home", "home/0000000001-0000000001", "."])
+def test_a_home_that_cannot_be_written(checkpoints: Checkpoints, tmp_path: Path, place: str) -> None:
+    home = tmp_path / "state" / "in-0"
+    blocked = (tmp_path / "state" / place.replace("home", "in-0")) if place != "." else tmp_path / "state"
+    blocked.parent.mkdir(parents=True, exist_ok=True)
+    blocked.write_text("a file stands here")
+    with pytest.raises(SettingsError, match=f"the state of task in-0 cannot be written to {home}.*HEADRACE_STATE_DIR"):
+        restore(checkpoints, lease(1), home, now)
+
+
+def test_a_restore_can_be_given_up(checkpoints: Checkpoints, tmp_path: Path) -> None:
+    save(checkpoints, tmp_path, restore(checkpoints, lease(1), tmp_path / "home", now).manifest, 10)
+
+    def give_up(done: int, total: int) -> None:
+        raise FencedError("given up")
+
+    with pytest.raises(FencedError, match="given up"):
+        restore(checkpoints, lease(2), tmp_path / "home", now, give_up)
+    again = restore(checkpoints, lease(2), tmp_path / "home", now)
+    assert (again.directory / "rows").read_text() == "rows up to 10"
