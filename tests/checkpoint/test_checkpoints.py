@@ -3,8 +3,8 @@
 import pytest
 
 from headrace.checkpoint.checkpoints import Checkpoints
-from headrace.checkpoint.store import open_objects
 from headrace.checkpoint.manifest import manifest_path
+from headrace.checkpoint.store import open_objects
 from headrace.errors import CorruptError, FatalError, FencedError, RetriableError
 
 TASK = "0-3"

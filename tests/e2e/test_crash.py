@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import random
 import signal
+import subprocess
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -29,14 +31,14 @@ def test_killed_workers(tmp_path: Path, topology: str) -> None:
     try:
         while committed(site, group) < PAYMENTS.count:
             goal = min(committed(site, group) + rng.randrange(1, 12_000), PAYMENTS.count)
-            wait_for(lambda goal=goal, process=process: committed(site, group) >= goal or process.poll() is not None)
+            wait_for(partial(reached, site, group, goal, process))
             if process.poll() is not None:
                 pytest.fail(process.communicate()[0])
             if rng.random() < 0.3:
                 kill_all(process)
                 process = site.start("run", topology, "--workers", "2", **SLOW)
             else:
-                os.kill(rng.choice(wait_for(lambda: workers_of(process))), signal.SIGKILL)
+                os.kill(rng.choice(wait_for(partial(workers_of, process))), signal.SIGKILL)
             kills += 1
     finally:
         kill_all(process)
@@ -44,6 +46,11 @@ def test_killed_workers(tmp_path: Path, topology: str) -> None:
     site.run("run", topology, "--until-end", "--workers", "2")
     wanted = expected(site) if keyed else expected_repartitioned(site)
     assert results(site.read("spend-per-minute")) == wanted
+
+
+def reached(site: Site, group: str, goal: int, process: subprocess.Popen[str]) -> bool:
+    """Return whether that many records were read, or the command has ended."""
+    return committed(site, group) >= goal or process.poll() is not None
 
 
 def expected_repartitioned(site: Site) -> dict[tuple[str, int], tuple[int, float]]:

@@ -250,8 +250,9 @@ def test_a_frozen_worker_is_fenced(site: Site, start: Start) -> None:
     put(site, ALL[:HALF], 4)
     frozen, other = start(name), start(name)
     wait_for(lambda: committed(site, "counting") == HALF and spread(site) == [2, 2])
-    put(site, ALL[HALF:], 4)
+    # Frozen while it has nothing to write: in the middle of a write it would hold the lock of a file.
     frozen.process.send_signal(signal.SIGSTOP)
+    put(site, ALL[HALF:], 4)
     wait_for(lambda: committed(site, "counting") == 2 * HALF and spread(site) == [4])
     frozen.process.send_signal(signal.SIGCONT)
     frozen.wait_for("taken for dead")
