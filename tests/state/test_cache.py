@@ -64,7 +64,7 @@ class CacheMachine(RuleBasedStateMachine):
         self.turn = itertools.count()
         self.factory = self.stores()
         self.store = self.factory.open(self.directory / "first")
-        self.store.write(WriteBatch(puts=list(NEIGHBOURS)))
+        self.store.write(WriteBatch.of(list(NEIGHBOURS)))
         self.limit = limit
         self.model = {}
         self.saved = None
@@ -122,7 +122,7 @@ class CacheMachine(RuleBasedStateMachine):
     @rule()
     def flush(self):
         batch = write_out(self.store, self.budget)
-        assert [key for key, _ in batch.puts] == sorted(key for key, _ in batch.puts)
+        assert batch.keys == sorted(batch.keys)
 
     @rule(count=st.none() | st.integers(0, 2000))
     def evict(self, count):
@@ -248,7 +248,7 @@ def test_a_value_that_is_only_read_is_not_written_again():
     assert bucket.peek(b"a") == [1]
     assert write_out(store, budget) == WriteBatch()
     assert bucket.get(b"a") == [1]
-    assert len(write_out(store, budget).puts) == 1
+    assert len(write_out(store, budget).keys) == 1
 
 
 def test_rows_are_those_of_the_time_of_the_call():

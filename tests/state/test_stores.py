@@ -48,7 +48,7 @@ def test_rocksdb_options_hold_after_reopening(tmp_path):
 
 def test_rocksdb_writes_no_log_ahead(tmp_path):
     store = RocksStores(8 * MB).open(tmp_path / "store")
-    store.write(WriteBatch(puts=[(b"%d" % i, b"v" * 100) for i in range(1000)]))
+    store.write(WriteBatch.of([(b"%d" % i, b"v" * 100) for i in range(1000)]))
     assert sum(path.stat().st_size for path in (tmp_path / "store").glob("*.log")) == 0
     store.close()
 
@@ -58,7 +58,7 @@ def test_rocksdb_stores_share_memory(tmp_path):
     opened = [stores.open(tmp_path / str(i)) for i in range(3)]
     before = stores._buffers.get_usage()
     for store in opened:
-        store.write(WriteBatch(puts=[(b"%d" % i, b"v" * 100) for i in range(5000)]))
+        store.write(WriteBatch.of([(b"%d" % i, b"v" * 100) for i in range(5000)]))
     assert stores._buffers.get_usage() > before + 1_500_000
     assert stores._cache.get_usage() > 1_500_000
     for store in opened:
@@ -67,9 +67,9 @@ def test_rocksdb_stores_share_memory(tmp_path):
 
 def test_rocksdb_snapshot_links_what_does_not_change(tmp_path):
     store = RocksStores(8 * MB).open(tmp_path / "store")
-    store.write(WriteBatch(puts=[(b"%d" % i, b"v" * 100) for i in range(1000)]))
+    store.write(WriteBatch.of([(b"%d" % i, b"v" * 100) for i in range(1000)]))
     store.snapshot(tmp_path / "one")
-    store.write(WriteBatch(puts=[(b"x%d" % i, b"v" * 100) for i in range(1000)]))
+    store.write(WriteBatch.of([(b"x%d" % i, b"v" * 100) for i in range(1000)]))
     store.snapshot(tmp_path / "two")
     first, second = ({path.name: path.stat().st_ino for path in (tmp_path / d).glob("*.sst")} for d in ("one", "two"))
     assert first
@@ -96,7 +96,7 @@ def test_rocksdb_names_the_directory_that_is_open_elsewhere(tmp_path):
 
 def test_rocksdb_misses_a_file(tmp_path):
     store = RocksStores(8 * MB).open(tmp_path / "store")
-    store.write(WriteBatch(puts=[(b"%d" % i, b"v" * 100) for i in range(1000)]))
+    store.write(WriteBatch.of([(b"%d" % i, b"v" * 100) for i in range(1000)]))
     store.snapshot(tmp_path / "snapshot")
     store.close()
     next((tmp_path / "snapshot").glob("*.sst")).unlink()
@@ -107,7 +107,7 @@ def test_rocksdb_misses_a_file(tmp_path):
 @pytest.mark.parametrize("name", ["CURRENT", "MANIFEST"])
 def test_rocksdb_finds_damaged_metadata(tmp_path, name):
     store = RocksStores(8 * MB).open(tmp_path / "store")
-    store.write(WriteBatch(puts=[(b"a", b"v")]))
+    store.write(WriteBatch.of([(b"a", b"v")]))
     store.snapshot(tmp_path / "snapshot")
     store.close()
     path = next((tmp_path / "snapshot").glob(f"{name}*"))

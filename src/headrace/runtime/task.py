@@ -252,7 +252,6 @@ class Task:
             RetriableError: the disk is full; the task must be dropped and restored.
         """
         batch = WriteBatch()
-        self.budget.flush(batch)
         meta = {
             "format": FORMAT,
             "task": str(self.id),
@@ -267,7 +266,8 @@ class Task:
                 for partition, item in self._inputs.items()
             },
         }
-        batch.puts.insert(0, (_META, msgpack.packb(meta)))
+        batch.put(_META, msgpack.packb(meta))
+        self.budget.flush(batch)
         self._store.write(batch)
         self.changed = False
 

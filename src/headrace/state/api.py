@@ -6,7 +6,7 @@ store. A store is used by one thread, except that ``snapshot`` directories may b
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -19,8 +19,34 @@ class WriteBatch:
     ranges: list[tuple[bytes, bytes]] = field(default_factory=list)
     """Half-open ranges ``[start, end)`` of keys to delete."""
     deletes: list[bytes] = field(default_factory=list)
-    puts: list[tuple[bytes, bytes]] = field(default_factory=list)
-    """Key and value; sorted by key where the caller can do it cheaply, which halves the cost of writing them."""
+    keys: list[bytes] = field(default_factory=list)
+    """Keys to put; in ascending order where the caller can do it cheaply, which halves the cost of writing them."""
+    values: list[bytes] = field(default_factory=list)
+    """What each of ``keys`` gets."""
+
+    @classmethod
+    def of(
+        cls,
+        rows: Iterable[tuple[bytes, bytes]],
+        *,
+        ranges: Sequence[tuple[bytes, bytes]] = (),
+        deletes: Sequence[bytes] = (),
+    ) -> WriteBatch:
+        """Return a batch that puts ``rows``, each a key and its value.
+
+        Example:
+            >>> WriteBatch.of([(b"a", b"1")]).keys
+            [b'a']
+        """
+        batch = cls(list(ranges), list(deletes))
+        for key, value in rows:
+            batch.put(key, value)
+        return batch
+
+    def put(self, key: bytes, value: bytes) -> None:
+        """Put one row."""
+        self.keys.append(key)
+        self.values.append(value)
 
 
 class Store(Protocol):

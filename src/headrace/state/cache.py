@@ -206,7 +206,8 @@ class Bucket(Generic[V]):
         if live:
             keys = sorted(live)
             rows = self._cache.codec.encode_many(list(map(live.__getitem__, keys)))
-            batch.puts.extend(zip(map(base.__add__, keys), rows, strict=True))
+            batch.keys.extend(map(base.__add__, keys))
+            batch.values.extend(rows)
             self._written = True
             self.clean.update(live)
             live.clear()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Collection
+from itertools import compress, repeat
 
 _SLOTS_PER_KEY = 64
 """Slots for each key that there are at first; more keys may come, and make wrong guesses likelier."""
@@ -40,9 +42,8 @@ class KeyFilter:
 
     def add(self, keys: Collection[bytes]) -> None:
         """Add keys."""
-        table, mask = self._table, self._mask
-        for hashed in map(hash, keys):
-            table[hashed & mask] = 1
+        slots = map(self._mask.__and__, map(hash, keys))
+        deque(map(self._table.__setitem__, slots, repeat(1)), 0)
         self._added += len(keys)
 
     def pick(self, keys: list[bytes]) -> list[bytes]:
@@ -54,5 +55,5 @@ class KeyFilter:
             >>> b"a" in some.pick([b"a", b"b"])
             True
         """
-        table, mask = self._table, self._mask
-        return [key for key in keys if table[hash(key) & mask]]
+        slots = map(self._mask.__and__, map(hash, keys))
+        return list(compress(keys, map(self._table.__getitem__, slots)))

@@ -71,7 +71,7 @@ class MemoryStore:
         for key in batch.deletes:
             if rows.pop(key, None) is not None:
                 self._removed.add(key)
-        for key, value in batch.puts:
+        for key, value in zip(batch.keys, batch.values, strict=True):
             if key not in rows:
                 self._added.append(key)
             rows[key] = value

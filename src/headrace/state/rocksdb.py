@@ -127,7 +127,7 @@ class RocksStore:
         rows = rocksdict.WriteBatch(raw_mode=True)
         deque(starmap(rows.delete_range, [(start, end) for start, end in batch.ranges if start < end]), 0)
         deque(map(rows.delete, batch.deletes), 0)
-        deque(starmap(rows.put, batch.puts), 0)
+        deque(map(rows.put, batch.keys, batch.values), 0)
         self._call(self._db.write, rows, self._unlogged)
 
     def snapshot(self, directory: Path) -> None:
