@@ -2,6 +2,7 @@
 
 import csv
 import itertools
+import os
 import re
 import statistics
 from collections.abc import Iterable
@@ -16,7 +17,7 @@ from topologies import cloudwatch_alarms
 from topologies.cloudwatch_alarms import ALARMS, Alarm, Datum, state_of, topology
 
 HERE = Path(__file__).parent
-REAL = HERE.parents[2] / "shared" / "data" / "aws_cloudwatch"
+REAL = Path(os.environ.get("AWS_CLOUDWATCH_SERIES", HERE.parents[2] / "shared" / "data" / "aws_cloudwatch"))
 MINUTE = 60_000
 FIVE = 5 * MINUTE
 
