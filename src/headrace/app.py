@@ -153,7 +153,8 @@ def prepare(topology: Topology, log: Log, settings: Settings) -> Plan:
                 f"topology {graph.name!r} reads topic {name!r}, which does not exist in the log {log.url}",
                 remedy=f"Create it by writing to it (headrace produce {name} --partitions 4), or name another log",
             )
-    planned = plan(graph, {name: info.partitions for name, info in topics.items()}, settings.repartition_partitions)
+    sources = {name: topics[name].partitions for name in source_topics(graph)}
+    planned = plan(graph, sources, settings.repartition_partitions)
     for name, count in planned.internal_topics().items():
         if name in topics and topics[name].partitions != count:
             raise InvalidError(
@@ -163,7 +164,7 @@ def prepare(topology: Topology, log: Log, settings: Settings) -> Plan:
                 f"{topics[name].partitions}, or give the repartitioning step a new name= to begin anew",
             )
         log.create_topic(name, count, _INTERNAL)
-    widest = max(topics[name].partitions for name in source_topics(graph))
+    widest = max(sources.values())
     for sink in planned.sinks():
         if sink.topic not in topics:
             log.create_topic(sink.topic, sink.partitions or widest)

@@ -130,6 +130,12 @@ def test_values_are_read_as_they_were_written():
     assert rendered(batch_of([b"\xff", None]), ValueSerde.BYTES)[0]["value"] == {"base64": "/w=="}
 
 
+def test_json_objects_are_known_without_being_told():
+    batch = batch_of([b'{"a": 1}', b"[1, 2]", b"{not json", b"\x81\xa1a\x02"])
+    values = [line["value"] for line in rendered(batch)]
+    assert values == [{"a": 1}, [1, 2], {"base64": "e25vdCBqc29u"}, {"a": 2}]
+
+
 def test_keys_are_read_as_they_were_written():
     keys = [None, b"k", b"\xff", b"\0\0\0\5"]
     values = [b"\x01"] * 4

@@ -32,12 +32,13 @@ class BatchRenderer:
     What does not decode is printed as ``{"base64": ...}``, so that one odd record hides nothing else.
 
     Args:
-        values: How values were written.
+        values: How values were written; where MessagePack was meant, JSON objects and arrays are known too.
         keys: How keys were written.
     """
 
     def __init__(self, values: ValueSerde = ValueSerde.MSGPACK, keys: KeySerde = KeySerde.STR) -> None:
         self._binary_values = values is ValueSerde.BYTES
+        self._guesses = values is ValueSerde.MSGPACK
         self._serde: Serde[Any] = value_serde(values)
         self._key: Callable[[bytes | None], Any] = {
             KeySerde.STR: _text, KeySerde.INT: _number, KeySerde.BYTES: in_base64,
@@ -86,8 +87,17 @@ class BatchRenderer:
             line.value = in_base64(data) if self._binary_values else self._serde.decode(data)
             return self._encode(line) + b"\n"
         except Exception:  # noqa: BLE001  # as above
-            line.value = in_base64(data)
+            line.value = self._otherwise(data)
             return self._encode(line) + b"\n"
+
+    def _otherwise(self, data: Any) -> Any:
+        """Return a value that does not decode as what it should be: as JSON if nobody said otherwise and it is."""
+        if self._guesses and data[:1] in (b"{", b"["):
+            try:
+                return msgspec.json.decode(data)
+            except msgspec.DecodeError:
+                pass
+        return in_base64(data)
 
 
 def in_base64(data: bytes | None) -> Any:
