@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from headrace import Topology, agg, tumbling
+from pathlib import Path
+
+import pytest
+
+from headrace import FatalError, Topology, agg, run, tumbling
 from headrace.app import prepare
 from headrace.clock import SystemClock
 from headrace.log.memory import MemoryLog
+from headrace.record import JoinedBytes, RecordBatch, TopicPartition
 from headrace.settings import Settings
 
 
@@ -18,3 +23,22 @@ def test_internal_topics_are_as_wide_as_the_sources_and_not_as_other_topics() ->
     by_page.window(tumbling("1m")).aggregate(views=agg.count()).to("views")
     assert prepare(topology, log, Settings()).internal_topics() == {"t-clicks-by-page-repartition": 2}
     assert log.topics()["views"].partitions == 2
+
+
+def log_of(words: int) -> MemoryLog:
+    log = MemoryLog(SystemClock())
+    log.create_topic("words", 1)
+    batch = RecordBatch([0] * words, [None] * words, JoinedBytes.of([b"word"] * words))
+    log.append(TopicPartition("words", 0), batch)
+    return log
+
+
+def test_a_log_that_lost_records_is_refused(tmp_path: Path) -> None:
+    topology = Topology("shouting")
+    topology.stream("words", value=str).map(str.upper).to("loud")
+    settings = {
+        "checkpoints": str(tmp_path / "c"), "state_dir": str(tmp_path / "s"), "until_end": True, "metrics_port": 0
+    }  # fmt: skip
+    assert run(topology, log=log_of(40), **settings).records_in == 40
+    with pytest.raises(FatalError, match="up to offset 40, but the log ends at 10: it lost records"):
+        run(topology, log=log_of(10), **settings)

@@ -274,7 +274,9 @@ def test_large_and_small_batches_are_read_alike(log: EmbeddedLog, directory: Pat
 def test_a_newer_log_is_refused(directory: Path) -> None:
     written(directory)
     marker = directory / "headrace-log.json"
-    assert json.loads(marker.read_text()) == {"format": 1}
+    content = json.loads(marker.read_text())
+    assert content == {"format": 1, "identity": open_log(directory).identity}
+    assert len(content["identity"]) == 16, "another log has another one"
     marker.write_text('{"format": 2}')
     with pytest.raises(InvalidError, match=r"format 2.*format 1.*Upgrade headrace"):
         open_log(directory)

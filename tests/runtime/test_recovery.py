@@ -122,3 +122,27 @@ def test_a_restore_can_be_given_up(checkpoints: Checkpoints, tmp_path: Path) -> 
         restore(checkpoints, lease(2), tmp_path / "home", now, give_up)
     again = restore(checkpoints, lease(2), tmp_path / "home", now)
     assert (again.directory / "rows").read_text() == "rows up to 10"
+
+
+def test_checkpoints_of_another_log_are_refused(checkpoints: Checkpoints, tmp_path: Path) -> None:
+    claimed = restore(checkpoints, lease(1), tmp_path / "home", now, None, "this").manifest
+    checkpoints.save(claimed, _snapshot(tmp_path), {"in/0": 10}, {"log": "this"}, 7)
+    with pytest.raises(InvalidError, match="task in-0 belongs to another log"):
+        restore(checkpoints, lease(2), tmp_path / "home", now, None, "other")
+    again = restore(checkpoints, lease(2), tmp_path / "home", now, None, "this")
+    assert again.manifest.positions == {"in/0": 10}
+
+
+def test_checkpoints_that_cannot_be_read_are_not_taken_for_none(checkpoints: Checkpoints, tmp_path: Path) -> None:
+    restore(checkpoints, lease(1), tmp_path / "home", now)
+    for path in (tmp_path / "checkpoints").rglob("*.json"):
+        path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(CorruptError, match="in-0 has checkpoints, but none that can be read"):
+        restore(checkpoints, lease(2), tmp_path / "home", now)
+
+
+def _snapshot(tmp_path: Path) -> Path:
+    snapshot = tmp_path / "snapshot"
+    snapshot.mkdir(exist_ok=True)
+    (snapshot / "rows").write_text("rows")
+    return snapshot

@@ -170,6 +170,8 @@ class Log(Protocol):
     """Topics of ordered, durable, partitioned records."""
 
     url: str
+    identity: str
+    """Made with the log and never changed: another log, even at the same place, has another one."""
 
     def topics(self) -> dict[str, TopicInfo]:
         """Return every topic, internal ones included, sorted by name."""

@@ -43,6 +43,7 @@ class MemoryLog:
     """
 
     url = "memory://"
+    identity = "memory"
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock

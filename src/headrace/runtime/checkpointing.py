@@ -89,7 +89,9 @@ def complete(
     try:
         log.flush()
         positions = {str(partition): position for partition, position in pending.positions.items()}
-        manifest = checkpoints.save(previous, pending.snapshot, positions, {"finished": pending.finished}, now_ms)
+        manifest = checkpoints.save(
+            previous, pending.snapshot, positions, {"finished": pending.finished, "log": log.identity}, now_ms
+        )
     finally:
         shutil.rmtree(pending.snapshot, ignore_errors=True)
     note = metadata(pending.finished)

@@ -10,7 +10,15 @@ from pathlib import Path
 
 from headrace.checkpoint.checkpoints import Checkpoints
 from headrace.checkpoint.manifest import Manifest
-from headrace.errors import FatalError, FencedError, HeadraceError, InvalidError, RetriableError, SettingsError
+from headrace.errors import (
+    CorruptError,
+    FatalError,
+    FencedError,
+    HeadraceError,
+    InvalidError,
+    RetriableError,
+    SettingsError,
+)
 from headrace.log.api import Lease
 
 _ATTEMPTS = 5
@@ -34,6 +42,7 @@ def restore(
     home: Path,
     now_ms: Callable[[], int],
     on_progress: Callable[[int, int], None] | None = None,
+    log_identity: str = "",
 ) -> Restored:
     """Claim a task under its lease and fetch its last checkpoint. Blocks; runs in a job.
 
@@ -47,15 +56,17 @@ def restore(
             earlier one left there are not fetched again.
         now_ms: Tells the time.
         on_progress: Called with bytes done and bytes in all; what it raises ends the restore.
+        log_identity: That of the log whose positions the checkpoint must speak of; not checked if empty.
 
     Raises:
+        InvalidError: the checkpoint belongs to another log.
         FencedError: another worker has a later lease.
         CorruptError: a file is damaged or missing.
         RetriableError: the checkpoint store cannot be reached, or the disk is full.
         SettingsError: the home cannot be written.
     """
     try:
-        return _restore(checkpoints, lease, home, now_ms, on_progress)
+        return _restore(checkpoints, lease, home, now_ms, on_progress, log_identity)
     except FatalError as error:
         if isinstance(error.__cause__, OSError):
             raise _storage_error(error.__cause__, lease, home) from error.__cause__
@@ -75,9 +86,10 @@ def _restore(
     home: Path,
     now_ms: Callable[[], int],
     on_progress: Callable[[int, int], None] | None,
+    log_identity: str,
 ) -> Restored:
     problems: list[str] = []
-    manifest = _claim(checkpoints, lease, now_ms, problems)
+    manifest = _claim(checkpoints, lease, now_ms, problems, log_identity)
     directory = home / f"{lease.epoch:010d}-{manifest.number:010d}" / "db"
     home.mkdir(parents=True, exist_ok=True)
     if directory.parent.exists():
@@ -102,9 +114,29 @@ def _storage_error(error: OSError, lease: Lease, home: Path) -> HeadraceError:
     return SettingsError(told, remedy="Look at HEADRACE_STATE_DIR: it must be a directory that this user can write")
 
 
-def _claim(checkpoints: Checkpoints, lease: Lease, now_ms: Callable[[], int], problems: list[str]) -> Manifest:
+def _check(lease: Lease, base: Manifest | None, problems: list[str], log_identity: str) -> None:
+    """Refuse to begin anew over checkpoints that cannot be read, and to go on with those of another log."""
+    if base is None:
+        if problems:
+            raise CorruptError(
+                f"task {lease.unit} has checkpoints, but none that can be read: {'; '.join(problems)}",
+                remedy="Restore the checkpoints from a backup, or begin anew with others (--checkpoints)",
+            )
+        return
+    written_for = base.info.get("log")
+    if log_identity and written_for and written_for != log_identity:
+        raise InvalidError(
+            f"the checkpoint of task {lease.unit} belongs to another log than this one",
+            remedy="Use the log that belongs to these checkpoints, or other checkpoints (--checkpoints)",
+        )
+
+
+def _claim(
+    checkpoints: Checkpoints, lease: Lease, now_ms: Callable[[], int], problems: list[str], log_identity: str
+) -> Manifest:
     for _ in range(_ATTEMPTS):
         base = checkpoints.newest(lease.unit, problems)
+        _check(lease, base, problems, log_identity)
         if base is not None and base.epoch == lease.epoch:
             return base  # given back and taken again by this worker, or a restore that failed half-way
         try:

@@ -291,7 +291,7 @@ class Worker:
 
             parts = self._parts
             slot.job = parts.jobs.submit(
-                restore, parts.checkpoints, slot.lease, self._home(slot), parts.clock.now_ms, go_on
+                restore, parts.checkpoints, slot.lease, self._home(slot), parts.clock.now_ms, go_on, parts.log.identity
             )
 
     def _home(self, slot: Slot) -> Path:

@@ -53,6 +53,7 @@ class EmbeddedLog:
         self._groups: SqliteGroupStore | None = None
         self._topics = TopicDirectory(self._directory)
         self._topics.open()
+        self.identity = self._topics.identity
 
     def topics(self) -> dict[str, TopicInfo]:
         """Return every topic, sorted by name."""

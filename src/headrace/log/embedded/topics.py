@@ -32,6 +32,7 @@ class TopicDirectory:
     """The topics of one embedded log."""
 
     def __init__(self, directory: Path) -> None:
+        self.identity = ""
         self._root = directory
         self._topics = directory / "topics"
 
@@ -50,8 +51,8 @@ class TopicDirectory:
                 self._root.mkdir(parents=True, exist_ok=True)
                 with self._lock():
                     if not marker.exists():
-                        write_json(marker, {"format": FORMAT_VERSION})
-            read_versioned_json(marker, FORMAT_VERSION)
+                        write_json(marker, {"format": FORMAT_VERSION, "identity": os.urandom(8).hex()})
+            self.identity = str(read_versioned_json(marker, FORMAT_VERSION).get("identity", ""))
             if not self._topics.exists():
                 self._topics.mkdir(exist_ok=True)
 
