@@ -42,3 +42,16 @@ def test_a_log_that_lost_records_is_refused(tmp_path: Path) -> None:
     assert run(topology, log=log_of(40), **settings).records_in == 40
     with pytest.raises(FatalError, match="up to offset 40, but the log ends at 10: it lost records"):
         run(topology, log=log_of(10), **settings)
+
+
+def test_positions_that_were_not_committed_before_a_crash_are_committed_after_it(tmp_path: Path) -> None:
+    """A crash between a manifest and the commit behind it leaves the group behind, although nothing is left to do."""
+    topology = Topology("shouting")
+    topology.stream("words", value=str).map(str.upper).to("loud")
+    settings = {
+        "checkpoints": str(tmp_path / "c"), "state_dir": str(tmp_path / "s"), "until_end": True, "metrics_port": 0
+    }  # fmt: skip
+    assert run(topology, log=log_of(40), **settings).records_in == 40
+    uncommitted = log_of(40)
+    assert run(topology, log=uncommitted, **settings).records_in == 0
+    assert uncommitted.group("shouting").committed()[TopicPartition("words", 0)].offset == 40

@@ -20,10 +20,10 @@ from threading import Event
 from headrace.checkpoint.checkpoints import Checkpoints
 from headrace.clock import Clock
 from headrace.errors import FatalError, FencedError, HeadraceError, RetriableError
-from headrace.log.api import Group, Lease, Log, Membership
+from headrace.log.api import Committed, Group, Lease, Log, Membership
 from headrace.metrics import Metrics
 from headrace.runtime.assignment import assign
-from headrace.runtime.bounds import Bounds, is_finished
+from headrace.runtime.bounds import Bounds, is_finished, metadata
 from headrace.runtime.checkpointing import Pending, Saved, begin, complete
 from headrace.runtime.edges import Append
 from headrace.runtime.lifecycle import Phase
@@ -334,6 +334,11 @@ class Worker:
         slot.saved_end = task.finished
         slot.move(Phase.RUNNING)
         slot.metrics.restored((parts.clock.monotonic_ms() - slot.job_started_ms) / 1000)
+        if restored.manifest.positions:
+            # The last owner may have died between its manifest and its commit.
+            note = metadata(task.finished)
+            positions = {p: Committed(position, note) for p, position in task.positions.items()}
+            self.membership.commit(slot.lease, positions)
         self._settle(slot)
 
     def _saved(self, slot: Slot, saved: Saved) -> None:
