@@ -19,7 +19,8 @@ from headrace.errors import (
     RetriableError,
     SettingsError,
 )
-from headrace.log.api import Lease
+from headrace.log.api import Lease, Log
+from headrace.runtime.task import Task
 
 _ATTEMPTS = 5
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -112,6 +113,36 @@ def _storage_error(error: OSError, lease: Lease, home: Path) -> HeadraceError:
     if error.errno in _FULL:
         return RetriableError(told, remedy="Free space, or put HEADRACE_STATE_DIR on a larger disk")
     return SettingsError(told, remedy="Look at HEADRACE_STATE_DIR: it must be a directory that this user can write")
+
+
+def check_positions(task: Task, log: Log, internal: frozenset[str]) -> None:
+    """Refuse a checkpoint that speaks of records which the log does not have.
+
+    An internal topic may have lost its tail with the power: what was lost there is written again by those who wrote
+    it, and dropped as repeats.
+
+    Args:
+        task: The restored task.
+        log: The log that it would go on with.
+        internal: The topics whose records only this topology reads.
+
+    Raises:
+        FatalError: a source ends before the task's position, or keeps only what comes after it.
+    """
+    for partition, position in task.positions.items():
+        start, end = log.start_offset(partition), log.end_offset(partition)
+        if position > end and partition.topic not in internal:
+            raise FatalError(
+                f"the checkpoint of task {task.id} has read partition {partition} up to offset {position}, but the log "
+                f"ends at {end}: it lost records, or is another log",
+                remedy="Use the log that belongs to these checkpoints, or other checkpoints (--checkpoints)",
+            )
+        if position < start:
+            raise FatalError(
+                f"task {task.id} would go on at offset {position} of partition {partition}, but the log keeps only "
+                f"what begins at {start}: {start - position} records are gone by retention",
+                remedy="Restore the topic, or begin with other checkpoints (--checkpoints) if the gap may be left out",
+            )
 
 
 def _check(lease: Lease, base: Manifest | None, problems: list[str], log_identity: str) -> None:

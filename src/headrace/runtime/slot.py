@@ -66,7 +66,8 @@ class Slot:
         """Take the restored task and begin to read its inputs where it left off."""
         self.task, self.store = task, store
         for partition, position in task.positions.items():
-            self.readers[partition] = log.reader(partition, position)
+            # An internal topic may end before that, if its tail was lost with the power; see ``check_positions``.
+            self.readers[partition] = log.reader(partition, min(position, log.end_offset(partition)))
 
     def close(self) -> None:
         """Drop task and readers; what was not checkpointed is gone."""

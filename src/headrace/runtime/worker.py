@@ -19,7 +19,7 @@ from threading import Event
 
 from headrace.checkpoint.checkpoints import Checkpoints
 from headrace.clock import Clock
-from headrace.errors import FatalError, FencedError, HeadraceError, RetriableError
+from headrace.errors import FencedError, HeadraceError, RetriableError
 from headrace.log.api import Committed, Group, Lease, Log, Membership
 from headrace.metrics import Metrics
 from headrace.runtime.assignment import assign
@@ -27,7 +27,7 @@ from headrace.runtime.bounds import Bounds, is_finished, metadata
 from headrace.runtime.checkpointing import Pending, Saved, begin, complete
 from headrace.runtime.edges import Append
 from headrace.runtime.lifecycle import Phase
-from headrace.runtime.recovery import Restored, restore, snapshot_directory
+from headrace.runtime.recovery import Restored, check_positions, restore, snapshot_directory
 from headrace.runtime.reporting import Reporter, Totals
 from headrace.runtime.slot import Slot
 from headrace.runtime.task import Task
@@ -324,7 +324,7 @@ class Worker:
                 parts.plan, slot.sub, slot.id, store,
                 partitions=parts.partitions, cache_bytes=cache_bytes, starts=starts,
             )  # fmt: skip
-            _check_positions(slot.id, task, parts.log, self._internal)
+            check_positions(task, parts.log, self._internal)
         except BaseException:
             store.close()
             raise
@@ -484,21 +484,3 @@ class Worker:
             for task, sub in self._tasks.values()
             for partition in sub.reads(task.partition)
         )
-
-
-def _check_positions(id_: TaskId, task: Task, log: Log, internal: frozenset[str]) -> None:
-    """Refuse a checkpoint that speaks of records which the log does not have."""
-    for partition, position in task.positions.items():
-        start, end = log.start_offset(partition), log.end_offset(partition)
-        if position > end and partition.topic not in internal:
-            raise FatalError(
-                f"the checkpoint of task {id_} has read partition {partition} up to offset {position}, but the log "
-                f"ends at {end}: it lost records, or is another log",
-                remedy="Use the log that belongs to these checkpoints, or other checkpoints (--checkpoints)",
-            )
-        if position < start:
-            raise FatalError(
-                f"task {id_} would go on at offset {position} of partition {partition}, but the log keeps only what "
-                f"begins at {start}: {start - position} records are gone by retention",
-                remedy="Restore the topic, or begin with other checkpoints (--checkpoints) if the gap may be left out",
-            )
