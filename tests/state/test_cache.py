@@ -216,16 +216,17 @@ def test_a_batch_asks_the_store_once_and_only_for_what_is_not_in_memory():
     write_out(store, budget)
     assert store.asked == []
     cache.evict()
-    add_keys = [b"c", b"a", b"b", b"a"]
-    bucket.load(add_keys)
-    for key in add_keys:
-        add(bucket, key, 1)
+    absent = [b"absent %d" % number for number in range(1000)]
+    bucket.load([*absent, b"a", b"b"])
+    [asked] = store.asked
     base = PREFIX + encode_time(1)
-    assert [set(asked) for asked in store.asked] == [{base + b"a", base + b"b"}]
-    bucket.load([b"a", b"c", b"d"])
-    assert bucket.get(b"d") is None
-    assert store.asked[1:] == [], "keys that never left memory are known not to be in the store"
-    assert (cache.hits, cache.misses) == (8, 3)
+    assert {base + b"a", base + b"b"} <= set(asked)
+    assert len(asked) < 100, "keys that never left memory are mostly known not to be in the store"
+    assert (cache.hits, cache.misses) == (1004 - len(asked), len(asked))
+    add(bucket, b"a", 1)
+    bucket.load([b"a", b"b"])
+    assert store.asked == [asked]
+    assert bucket.get(b"a") == [2]
 
 
 def test_a_bucket_that_was_never_written_costs_no_range_delete():
