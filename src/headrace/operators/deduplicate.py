@@ -22,8 +22,10 @@ from headrace.operators.api import MAIN, Batch, Outputs, StepContext
 from headrace.operators.selectors import Selector, select, selector_name
 from headrace.record import MIN_WATERMARK
 from headrace.state.cache import Bucket, Codec, WriteBehind
-from headrace.state.keys import decode_time, decode_times, encode_time, encode_times
+from headrace.state.keys import BYTES_END, decode_time, decode_times, encode_time, encode_times, escape_bytes
 
+_TEXT_FOLLOWS = BYTES_END + b"s"
+_MSGPACK_FOLLOWS = BYTES_END + b"m"
 _encode_id = msgspec.msgpack.Encoder().encode
 _STAMPS: Codec[int] = Codec(encode_times, decode_times)
 
@@ -154,7 +156,7 @@ def seen_rows(keys: Sequence[bytes | None], ids: list[Any]) -> list[bytes]:
         raise TypeError("the id to deduplicate by is missing")
     escaped: Sequence[bytes]
     if b"\0" in b"".join(keys):  # type: ignore[arg-type]
-        escaped = [key.replace(b"\0", b"\0\xff") for key in keys]  # type: ignore[union-attr]
+        escaped = list(map(escape_bytes, keys))  # type: ignore[arg-type]
     else:
         escaped = keys  # type: ignore[assignment]
     kinds = set(map(type, ids))
@@ -162,10 +164,10 @@ def seen_rows(keys: Sequence[bytes | None], ids: list[Any]) -> list[bytes]:
         encoded = "\0".join(ids).encode().split(b"\0")
         if len(encoded) != len(ids):  # an id has a zero byte in it
             encoded = [id_.encode() for id_ in ids]
-        return list(map(add, map(add, escaped, repeat(b"\0\0s")), encoded))
+        return list(map(add, map(add, escaped, repeat(_TEXT_FOLLOWS)), encoded))
     if not kinds <= {str, int, bytes, bool, float, tuple}:
         raise TypeError("the id to deduplicate by must be text, a number, bytes or a tuple of them")
     return [
-        b"%b\0\0s%b" % (key, id_.encode()) if type(id_) is str else b"%b\0\0m%b" % (key, _encode_id(id_))
+        key + _TEXT_FOLLOWS + id_.encode() if type(id_) is str else key + _MSGPACK_FOLLOWS + _encode_id(id_)
         for key, id_ in zip(escaped, ids, strict=True)
     ]

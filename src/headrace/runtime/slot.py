@@ -47,9 +47,9 @@ class Slot:
     """Timestamp of the record that was read last."""
     manifest: Manifest | None = None
     checkpointed_ms: int = 0
+    """When its last checkpoint began."""
     reported_ms: int = 0
     """When the task last told internal partitions how far it is."""
-    """When its last checkpoint began."""
     saved_ms: int = 0
     """When its last checkpoint was committed."""
     unsent: deque[Append] = field(default_factory=deque)

@@ -107,9 +107,8 @@ class Task:
         """True from the end of a bounded input to the next record."""
         self._closing = _Closing(*meta["closing"]) if meta.get("closing") else None
         times = [item.time for item in self._inputs.values()]
-        stateful = any(isinstance(node, Step) and node.spec.stateful for node in sub.nodes)
-        self._settles_clock = stateful and len(times) == 1 and isinstance(times[0], SourceTime)
         self._shapes = {n.name: n.spec.shape() for n in sub.nodes if isinstance(n, Step) and n.spec.stateful}
+        self._settles_clock = bool(self._shapes) and len(times) == 1 and isinstance(times[0], SourceTime)
         if meta:
             _check_shapes(task_id, meta["shapes"], self._shapes)
             self._time.watermark = meta["watermark"]

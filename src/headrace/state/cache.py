@@ -319,7 +319,7 @@ class WriteBehind(Generic[V]):
             return ((part, list(map(memory.__getitem__, part))) for part in parts)
         rows = bucket._rows()
         chunks = iter(lambda: list(islice(rows, size)), [])
-        return ((keys, values) for keys, values in (zip(*chunk, strict=True) for chunk in chunks))
+        return (([key for key, _ in chunk], [value for _, value in chunk]) for chunk in chunks)
 
     def drop(self, bucket: Bucket[V]) -> None:
         """Delete all rows of ``bucket``, which must not be used any more."""

@@ -17,6 +17,9 @@ STORE_ID_LIMIT = 0xFFFF
 TIME_WIDTH = 8
 """Bytes that a time takes."""
 
+BYTES_END = b"\0\0"
+"""What ends a byte string within a key."""
+
 _TIME = struct.Struct(">Q")
 _ID = struct.Struct(">H")
 
@@ -82,12 +85,17 @@ def encode_bytes(value: bytes) -> bytes:
         >>> encode_bytes(b"a\\x00b")
         b'a\\x00\\xffb\\x00\\x00'
     """
-    return value.replace(b"\0", b"\0\xff") + b"\0\0"
+    return escape_bytes(value) + BYTES_END
+
+
+def escape_bytes(value: bytes) -> bytes:
+    """Return ``value`` so that ``BYTES_END`` can stand behind it and nowhere else."""
+    return value.replace(b"\0", b"\0\xff")
 
 
 def encode_bytes_many(values: Iterable[bytes]) -> list[bytes]:
     """Return ``encode_bytes`` of each value."""
-    return [value.replace(b"\0", b"\0\xff") + b"\0\0" for value in values]
+    return list(map(encode_bytes, values))
 
 
 def decode_bytes(key: bytes, start: int = 0) -> tuple[bytes, int]:
@@ -101,10 +109,10 @@ def decode_bytes(key: bytes, start: int = 0) -> tuple[bytes, int]:
         (b'a\\x00b', 6)
     """
     # Within the value every zero is followed by 0xff, so two zeros in a row can only be its end.
-    end = key.find(b"\0\0", start)
+    end = key.find(BYTES_END, start)
     if end < 0:
         raise CorruptError(f"a key of {len(key)} bytes holds a byte string without an end at byte {start}")
-    return key[start:end].replace(b"\0\xff", b"\0"), end + 2
+    return key[start:end].replace(b"\0\xff", b"\0"), end + len(BYTES_END)
 
 
 def prefix_end(prefix: bytes) -> bytes | None:
