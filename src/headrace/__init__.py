@@ -7,7 +7,9 @@ over a partitioned log, keep its state in RocksDB, and checkpoint that state so 
 from typing import TYPE_CHECKING, Any
 
 from headrace.dsl.builder import Topology
-from headrace.dsl.stream import KeyedStream, Stream, WindowedStream
+from headrace.dsl.keyed import KeyedStream
+from headrace.dsl.stream import Stream
+from headrace.dsl.windowed import WindowedStream
 from headrace.errors import (
     CorruptError,
     FatalError,

@@ -230,7 +230,7 @@ def _bounds(planned: Plan, log: Log) -> Bounds:
     return Bounds(
         {
             partition: log.end_offset(partition)
-            for topic in planned.source_topics()
+            for topic in dict.fromkeys(planned.source_topics())
             for partition in (TopicPartition(topic, number) for number in range(topics[topic].partitions))
         }
     )
@@ -426,7 +426,9 @@ def _left(planned: Plan, log: Log, settings: Settings, bounds: Bounds | None) ->
     if bounds is None:
         return None
     committed = log.group(settings.group or planned.graph.name).committed()
-    return sum(end - (committed[p].offset if p in committed else log.start_offset(p)) for p, end in bounds.ends.items())
+    owned = {p for task, sub in planned.tasks().items() for p in sub.owns(task.partition)}
+    ends = {p: end for p, end in bounds.ends.items() if p in owned}
+    return sum(end - (committed[p].offset if p in committed else log.start_offset(p)) for p, end in ends.items())
 
 
 def _combined(statuses: list[WorkerStatus], total: int | None, sources: set[str], url: str | None) -> RunStatus:

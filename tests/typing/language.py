@@ -5,7 +5,8 @@ from typing import Any, assert_type
 import msgspec
 
 from headrace import Json, KeyedStream, Record, Stream, Topology, agg, hopping, session, tumbling
-from headrace.dsl.stream import WindowedStream, WindowResults
+from headrace.dsl.keyed import WindowResults
+from headrace.dsl.windowed import WindowedStream
 from headrace.operators.aggregates import Aggregate
 from headrace.testing.driver import TopologyTestDriver
 

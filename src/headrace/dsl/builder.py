@@ -6,7 +6,8 @@ from datetime import timedelta
 from typing import Any, TypeVar, overload
 
 from headrace.dsl.definition import Definition, check_policy, check_selector, key_serde_of, user_location
-from headrace.dsl.stream import KeyedStream, Stream
+from headrace.dsl.keyed import KeyedStream
+from headrace.dsl.stream import Stream
 from headrace.operators.selectors import Selector
 from headrace.serde.api import Serde, serde_for
 from headrace.settings import duration_ms

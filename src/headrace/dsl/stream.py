@@ -1,11 +1,10 @@
-"""``Stream``, ``KeyedStream`` and ``WindowedStream``: each method appends a node and returns what comes out of it."""
+"""``Stream``: records without a known key. Each method appends a node and returns what comes out of it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from datetime import timedelta
-from functools import partial
-from typing import Any, Generic, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
 from headrace.dsl.definition import (
     Definition,
@@ -18,19 +17,15 @@ from headrace.dsl.definition import (
     user_location,
 )
 from headrace.errors import TopologyError
-from headrace.operators.aggregates import Aggregate
 from headrace.operators.api import MAIN, Spec
-from headrace.operators.compiled import check_aggregates
-from headrace.operators.deduplicate import Deduplicate
-from headrace.operators.selectors import Selector, decode_keys, function_name, selector_name
-from headrace.operators.sessions import SessionAggregate
+from headrace.operators.selectors import Selector, function_name, selector_name
 from headrace.operators.stateless import branching, filtering, flat_mapping, mapping, merging, tapping
-from headrace.operators.windowed import LATE, WindowedAggregate
-from headrace.operators.windows import AlignedWindows, SessionWindows, Windows
 from headrace.serde.api import Serde, serde_for
 from headrace.serde.msgpack import Msgpack
-from headrace.settings import duration_ms
 from headrace.topology.graph import ErrorPolicy, Port, Repartition, Sink, Step
+
+if TYPE_CHECKING:
+    from headrace.dsl.keyed import KeyedStream
 
 V = TypeVar("V")
 U = TypeVar("U")
@@ -125,6 +120,8 @@ class Stream(Generic[V]):
             name: Names the internal topic: ``<topology>-<name>-repartition``.
             on_error: What happens with a record that has no such key; the topology's policy if None.
         """
+        from headrace.dsl.keyed import KeyedStream
+
         check_selector(selector, "key_by")
         if isinstance(self, KeyedStream) and isinstance(selector, str) and self._keyed_by == selector and key is None:
             return self
@@ -210,136 +207,3 @@ class Stream(Generic[V]):
 
     def _same(self, port: Port) -> Self:
         return type(self)(self._definition, port, self._anchor, self._value, self._key)
-
-
-class KeyedStream(Stream[V]):
-    """Records of which those with one key are in one partition, so that state can be kept per key."""
-
-    def __init__(
-        self,
-        definition: Definition,
-        port: Port,
-        anchor: str,
-        value: Serde[Any],
-        key: Serde[Any],
-        keyed_by: Selector | None = None,
-    ) -> None:
-        super().__init__(definition, port, anchor, value, key)
-        self._keyed_by = keyed_by
-        """The field that the key is, as long as no step may have changed it."""
-
-    def map(
-        self, function: Callable[[V], U], *, name: str | None = None, on_error: ErrorPolicy | None = None
-    ) -> KeyedStream[U]:
-        """Replace each value by what ``function`` makes of it; the record keeps its key, time and headers."""
-        return self._keyed(super().map(function, name=name, on_error=on_error))
-
-    def flat_map(
-        self, function: Callable[[V], Iterable[U]], *, name: str | None = None, on_error: ErrorPolicy | None = None
-    ) -> KeyedStream[U]:
-        """Replace each record by one for every value that ``function`` makes of its value, all with its key."""
-        return self._keyed(super().flat_map(function, name=name, on_error=on_error))
-
-    def deduplicate(
-        self, by: Selector, *, within: str | timedelta, name: str | None = None, on_error: ErrorPolicy | None = None
-    ) -> KeyedStream[V]:
-        """Drop records whose id was seen with the same key less than ``within`` of event time before."""
-        within_ms = duration_ms(within, "within of deduplicate")
-        if within_ms == 0:
-            raise TopologyError(f"deduplicate within 0 would drop nothing ({user_location()})")
-        check_selector(by, "deduplicate by=")
-        label = f"deduplicate-{selector_name(by)}"
-        return self._same(self._step(Deduplicate(by, within_ms), label, name, on_error))
-
-    def window(self, windows: Windows, *, lateness: str | timedelta = "0s") -> WindowedStream[V]:
-        """Put the records of each key into windows of event time.
-
-        Args:
-            windows: ``tumbling(size)``, ``hopping(size, every)`` or ``session(gap)``.
-            lateness: How long after its end, by the watermark, a window still takes records before it closes.
-        """
-        if not isinstance(windows, AlignedWindows | SessionWindows):
-            raise TopologyError(
-                f"window needs tumbling(...), hopping(...) or session(...), not {type(windows).__name__} "
-                f"({user_location()})"
-            )
-        return WindowedStream(self, windows, duration_ms(lateness, "lateness of window"))
-
-    def _same(self, port: Port) -> Self:
-        return type(self)(self._definition, port, self._anchor, self._value, self._key, self._keyed_by)
-
-    def _keyed(self, stream: Stream[U]) -> KeyedStream[U]:
-        return KeyedStream(self._definition, stream._port, self._anchor, stream._value, self._key)
-
-
-class WindowedStream(Generic[V]):
-    """A keyed stream cut into windows; ``aggregate`` makes results of them."""
-
-    def __init__(self, stream: KeyedStream[V], windows: Windows, lateness_ms: int) -> None:
-        self._stream = stream
-        self._windows = windows
-        self._lateness_ms = lateness_ms
-
-    def aggregate(
-        self,
-        *,
-        emit: Literal["close"] = "close",
-        name: str | None = None,
-        on_error: ErrorPolicy | None = None,
-        **aggregates: Aggregate,
-    ) -> WindowResults:
-        """Aggregate each window of each key and emit one result when it closes.
-
-        A result is a dict: ``key``, ``window_start``, ``window_end`` (milliseconds) and the aggregates by name. It
-        has the key of its records and the timestamp ``window_end - 1``.
-
-        Args:
-            emit: When results leave: at ``"close"``, once the watermark has passed the window's end and lateness.
-            name: The step's name, under which its state is kept.
-            on_error: What happens with a record that an aggregate fails on; the topology's policy if None.
-            **aggregates: What to compute, from ``headrace.agg``.
-
-        Returns:
-            The results, and in ``.late`` the records that came too late for any window.
-
-        Raises:
-            TopologyError: an aggregate is none or has a reserved name.
-
-        Example:
-            >>> from headrace import Topology, agg, tumbling
-            >>> views = Topology("t").stream("views", keyed_by="page")
-            >>> views.window(tumbling("1m")).aggregate(views=agg.count()).to("views-per-minute")
-        """
-        check_aggregates(aggregates)
-        if emit != "close":
-            raise TopologyError(f'emit must be "close", not {emit!r} ({user_location()})')
-        stream, windows = self._stream, self._windows
-        key = stream._key
-        spec: Spec
-        if isinstance(windows, SessionWindows):
-            spec = SessionAggregate(windows, dict(aggregates), self._lateness_ms, partial(decode_keys, key))
-        else:
-            spec = WindowedAggregate(windows, dict(aggregates), self._lateness_ms, partial(decode_keys, key))
-        port = stream._step(spec, windows.label, name, on_error)
-        late = stream._same(Port(port.node, LATE))
-        return WindowResults(stream._definition, port, port.node, Msgpack(), key, late)
-
-
-class WindowResults(KeyedStream[dict[str, Any]]):
-    """Window results: a keyed stream of dicts, with the late records beside it."""
-
-    def __init__(
-        self,
-        definition: Definition,
-        port: Port,
-        anchor: str,
-        value: Serde[Any],
-        key: Serde[Any],
-        late: KeyedStream[Any],
-    ) -> None:
-        super().__init__(definition, port, anchor, value, key)
-        self.late = late
-        """Records that came after all their windows had closed, unchanged; they are counted in any case."""
-
-    def _same(self, port: Port) -> Self:
-        return type(self)(self._definition, port, self._anchor, self._value, self._key, self.late)

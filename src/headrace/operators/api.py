@@ -49,25 +49,27 @@ class Batch:
     headers: Sequence[Headers] | None = None
     running: RunningWatermark | None = None
     """Set while the watermark moves within the batch: it has the exact answer to what was late."""
+    timed: bool = False
+    """True if the passing of event time made these records while a source batch went by: see ``watermarks_before``."""
 
     def __len__(self) -> int:
         return len(self.values)
 
     def with_values(self, values: list[Any]) -> Batch:
         """Return the batch with other values."""
-        return Batch(self.offsets, self.timestamps, self.keys, values, self.headers, self.running)
+        return Batch(self.offsets, self.timestamps, self.keys, values, self.headers, self.running, self.timed)
 
     def where(self, mask: Sequence[Any]) -> Batch:
         """Return the records whose place in ``mask`` is true."""
         return Batch(
             list(compress(self.offsets, mask)), list(compress(self.timestamps, mask)),
             list(compress(self.keys, mask)), list(compress(self.values, mask)),
-            self.headers and list(compress(self.headers, mask)), self.running,
+            self.headers and list(compress(self.headers, mask)), self.running, self.timed,
         )  # fmt: skip
 
     def with_running(self, running: RunningWatermark) -> Batch:
         """Return the batch under another watermark."""
-        return Batch(self.offsets, self.timestamps, self.keys, self.values, self.headers, running)
+        return Batch(self.offsets, self.timestamps, self.keys, self.values, self.headers, running, self.timed)
 
     def pick(self, rows: Sequence[int]) -> Batch:
         """Return the records at the places ``rows``, in that order."""
@@ -76,7 +78,7 @@ class Batch:
         pick = itemgetter(*rows)
         headers = self.headers and list(pick(self.headers))
         columns = list(pick(self.timestamps)), list(pick(self.keys)), list(pick(self.values))
-        return Batch(pick(self.offsets), *columns, headers, self.running)
+        return Batch(pick(self.offsets), *columns, headers, self.running, self.timed)
 
     @staticmethod
     def concatenate(batches: Sequence[Batch]) -> Batch:
@@ -88,17 +90,41 @@ class Batch:
         headers: list[Headers] | None = None
         if any(batch.headers for batch in batches):
             headers = [row for batch in batches for row in (batch.headers or [()] * len(batch))]
-        return Batch(
-            column("offsets"), column("timestamps"), column("keys"), column("values"), headers, batches[0].running
-        )
+        timed = all(batch.timed for batch in batches)
+        columns = column("offsets"), column("timestamps"), column("keys"), column("values")
+        return Batch(*columns, headers, batches[0].running, timed)
 
     def part(self, start: int, stop: int | None = None) -> Batch:
         """Return the records from ``start`` to before ``stop``."""
         cut = slice(start, stop)
         return Batch(
             self.offsets[cut], self.timestamps[cut], self.keys[cut], self.values[cut],
-            self.headers and self.headers[cut], self.running,
+            self.headers and self.headers[cut], self.running, self.timed,
         )  # fmt: skip
+
+
+def watermarks_before(batch: Batch, floor: int) -> Callable[[int], int]:
+    """Return a function that gives the watermark just before the record at a place of ``batch``.
+
+    It never goes down from one place to the next where the batch is in the order of the input. An operator that does
+    something when a time has passed (a timer, a periodic result) does it between the records, as soon as the watermark
+    before the next one says so, and what is left in ``on_watermark``. Then it does not matter where batches are cut.
+
+    For records that time itself made (by closing a window, by a timer) it is their own timestamp: whatever time makes
+    carries the last timestamp that had to be complete for it.
+
+    Args:
+        batch: Records.
+        floor: The watermark that the operator knows of.
+    """
+    if batch.timed or batch.offsets[0] < 0:
+        timestamps = batch.timestamps
+        return lambda place: max(timestamps[place], floor)
+    running, offsets = batch.running, batch.offsets
+    if running is None or running.last <= floor:
+        return lambda place: floor
+    before = running.before
+    return lambda place: max(before(offsets[place]), floor)
 
 
 Outputs = list[tuple[str, Batch]]
@@ -159,6 +185,30 @@ class Operator(Protocol):
         ...
 
 
+class SidedOperator(Operator, Protocol):
+    """A step whose inputs mean different things, such as the two sides of a join."""
+
+    def process_sides(self, batch: Batch, sides: Sequence[int]) -> Outputs:
+        """Take records of several inputs; called instead of ``process``.
+
+        Args:
+            batch: Records in the order of the input; of what came from one input record, side 0 first.
+            sides: For every record the place of its input among the step's inputs.
+
+        Raises:
+            RecordsFailedError: user code failed on some of them.
+        """
+        ...
+
+
+class ClockOperator(Operator, Protocol):
+    """A step that acts on processing time too."""
+
+    def on_clock(self, now_ms: int) -> Outputs:
+        """Learn the time; return nothing, not even an empty batch, if nothing changed."""
+        ...
+
+
 class Spec(Protocol):
     """An immutable description of a step, from which each task builds its own operator."""
 
@@ -175,6 +225,26 @@ class Spec(Protocol):
     @property
     def ports(self) -> tuple[str, ...]:
         """List the ports that results leave by."""
+        ...
+
+    @property
+    def timed_ports(self) -> tuple[str, ...]:
+        """List the ports by which records leave that the passing of event time made, alone or among others.
+
+        Every one of them carries the timestamp ``output_watermark(w) - 1``, where ``w`` is the watermark that makes
+        it, or a later one; so what follows never takes it for late. Their order must not depend on how the input was
+        cut into batches.
+        """
+        ...
+
+    @property
+    def sided(self) -> bool:
+        """Tell whether the operator is a ``SidedOperator``; if not, all its inputs mean the same."""
+        ...
+
+    @property
+    def uses_clock(self) -> bool:
+        """Tell whether the operator is a ``ClockOperator``, so that a replay may not repeat what it did."""
         ...
 
     def shape(self) -> dict[str, Any]:

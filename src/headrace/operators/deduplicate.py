@@ -38,6 +38,9 @@ class Deduplicate:
     within_ms: int
     kind: ClassVar[str] = "deduplicate"
     stateful: ClassVar[bool] = True
+    sided: ClassVar[bool] = False
+    uses_clock: ClassVar[bool] = False
+    timed_ports: ClassVar[tuple[str, ...]] = ()
     ports: ClassVar[tuple[str, ...]] = (MAIN,)
 
     def shape(self) -> dict[str, Any]:

@@ -45,6 +45,9 @@ class SessionAggregate:
     decode_keys: DecodeKeys
     kind: ClassVar[str] = "window"
     stateful: ClassVar[bool] = True
+    sided: ClassVar[bool] = False
+    uses_clock: ClassVar[bool] = False
+    timed_ports: ClassVar[tuple[str, ...]] = (MAIN,)
     ports: ClassVar[tuple[str, ...]] = (MAIN, LATE)
 
     def shape(self) -> dict[str, Any]:

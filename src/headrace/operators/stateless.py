@@ -43,6 +43,9 @@ class Stateless:
     process: Callable[[Batch], Outputs]
     ports: tuple[str, ...] = (MAIN,)
     stateful: ClassVar[bool] = False
+    sided: ClassVar[bool] = False
+    uses_clock: ClassVar[bool] = False
+    timed_ports: ClassVar[tuple[str, ...]] = ()
 
     def shape(self) -> dict[str, Any]:
         """Describe nothing: no stored byte depends on this step."""
@@ -75,7 +78,7 @@ def flat_mapping(function: Function) -> Stateless:
 
         return [(MAIN, Batch(
             spread(batch.offsets), spread(batch.timestamps), spread(batch.keys), list(chain.from_iterable(made)),
-            batch.headers and spread(batch.headers), batch.running,
+            batch.headers and spread(batch.headers), batch.running, batch.timed,
         ))]  # fmt: skip
 
     return Stateless("flat_map", process)

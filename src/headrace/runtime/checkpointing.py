@@ -30,6 +30,8 @@ class Pending:
 
     snapshot: Path
     positions: Mapping[TopicPartition, int]
+    owned: Mapping[TopicPartition, int]
+    """Of the inputs that no other task reads."""
     finished: int
     """The bound up to which the task was finished, or -1."""
     closing: bool
@@ -56,7 +58,7 @@ def begin(task: Task, store: Store, snapshot: Path) -> Pending:
     if snapshot.exists():
         shutil.rmtree(snapshot)
     store.snapshot(snapshot)
-    return Pending(snapshot, task.positions, task.finished, task.closing)
+    return Pending(snapshot, task.positions, task.owned, task.finished, task.closing)
 
 
 def complete(
@@ -95,7 +97,7 @@ def complete(
     finally:
         shutil.rmtree(pending.snapshot, ignore_errors=True)
     note = metadata(pending.finished)
-    membership.commit(lease, {p: Committed(position, note) for p, position in pending.positions.items()})
+    membership.commit(lease, {p: Committed(position, note) for p, position in pending.owned.items()})
     checkpoints.prune(manifest)
     for partition in pending.positions:
         # The checkpoint before this one may yet be fallen back to.

@@ -6,9 +6,19 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from headrace.errors import HeadraceError, RecordError
-from headrace.operators.api import MAIN, Batch, Operator, Outputs, RecordsFailedError, StepContext
+from headrace.operators.api import (
+    MAIN,
+    Batch,
+    ClockOperator,
+    Operator,
+    Outputs,
+    RecordsFailedError,
+    SidedOperator,
+    StepContext,
+)
 from headrace.operators.windowed import LATE
 from headrace.record import MIN_WATERMARK, TIMESTAMP_LIMIT, Progress, TopicPartition
 from headrace.runtime.edges import Append, Edge
@@ -17,6 +27,9 @@ from headrace.topology.graph import ErrorPolicy, Node, Repartition, Sink, Step
 from headrace.topology.plan import Plan, SubTopology, TaskId, internal_topic
 
 _PACKAGE = __file__.removesuffix("runtime/executor.py")
+_Way = tuple[int, int, Batch]
+"""Which input of a step a batch came by, how far behind its watermark is, and the batch."""
+
 _LIBRARY = traceback.__file__.removesuffix("traceback.py")
 _PACKAGES = "/site-packages/"
 
@@ -65,20 +78,24 @@ class Chain:
         self._operators: dict[str, Operator] = {}
         self._edges: dict[str, Edge] = {}
         self._nodes: dict[str, Node] = {node.name: node for node in sub.nodes}
-        self._children: dict[tuple[str, str], list[str]] = {}
+        self._children: dict[tuple[str, str], list[tuple[str, int]]] = {}
+        """By node and port, who reads it, and as which of its inputs."""
         self._sources = sorted(sub.sources)
         self._watermarks: dict[str, int] = dict.fromkeys(self._sources, MIN_WATERMARK)
         self._holds: dict[str, int] = dict.fromkeys(self._sources, 0)
         """How far behind the task's watermark the one that leaves each step is."""
-        self._gathered: dict[str, list[tuple[int, Batch]]] = {}
-        """For each step with several inputs what has come for it, with how far behind its watermark is."""
+        self._gathered: dict[str, list[_Way]] = {}
+        """For each step with several inputs what has come for it."""
+        self._on_clock: dict[str, ClockOperator] = {}
         for node in sub.nodes:
             if node.name in sub.sources:
                 continue
-            for port in node.inputs:
-                self._children.setdefault((port.node, port.port), []).append(node.name)
+            for side, port in enumerate(node.inputs):
+                self._children.setdefault((port.node, port.port), []).append((node.name, side))
             if isinstance(node, Step):
-                operator = node.spec.build(context(node.name))
+                operator: Any = node.spec.build(context(node.name))
+                if node.spec.uses_clock:
+                    self._on_clock[node.name] = operator
                 self._operators[node.name] = operator
                 self._steps.append((node, operator))
                 self._watermarks[node.name] = MIN_WATERMARK
@@ -114,6 +131,27 @@ class Chain:
             reached = min(marks[port.node] for port in node.inputs)
             self._forward(node.name, operator.on_watermark(reached))
             marks[node.name] = operator.output_watermark(reached)
+
+    def tick(self, now_ms: int) -> bool:
+        """Let the steps that act on processing time know it; return whether any of them did.
+
+        Raises:
+            RecordError: what one makes fails in a step whose policy is to stop.
+        """
+        acted = False
+        for name, operator in self._on_clock.items():
+            outputs = operator.on_clock(now_ms)
+            acted = acted or bool(outputs)
+            self._forward(name, outputs)
+        if acted:
+            for name in self._gathered:
+                self._merge(name)
+        return acted
+
+    @property
+    def uses_clock(self) -> bool:
+        """Return whether any step acts on processing time."""
+        return bool(self._on_clock)
 
     @property
     def internal_partitions(self) -> int:
@@ -195,9 +233,9 @@ class Chain:
                 continue
             if port == LATE:
                 self.tally.late[node] += len(batch)
-            for child in self._children.get((node, port), ()):
+            for child, side in self._children.get((node, port), ()):
                 if child in self._gathered:
-                    self._gathered[child].append((self._holds[node], batch))
+                    self._gathered[child].append((side, self._holds[node], batch))
                 else:
                     self._run(child, batch)
 
@@ -206,35 +244,37 @@ class Chain:
         batches = self._gathered[name]
         if batches:
             self._gathered[name] = []
-            self._run(name, _interleave(batches))
+            self._run(name, *_interleave(batches))
 
-    def _run(self, name: str, batch: Batch) -> None:
+    def _run(self, name: str, batch: Batch, sides: Sequence[int] = ()) -> None:
         edge = self._edges.get(name)
         if edge is not None:
             self._leave(name, edge, batch)
             return
-        operator = self._operators[name]
         node = self._nodes[name]
-        if batch.running is not None and isinstance(node, Step) and node.spec.stateful and self._held(node):
+        assert isinstance(node, Step)
+        if batch.running is not None and node.spec.stateful and self._held(node):
             batch = batch.with_running(held_back(batch.running, self._held(node)))
+        process = _process(self._operators[name], sides) if node.spec.sided else self._operators[name].process
         try:
-            outputs = operator.process(batch)
+            outputs = process(batch)
         except RecordsFailedError as failed:
             self._fail_all(name, batch, failed)
             outputs = failed.done
         except HeadraceError:
             raise
         except Exception:  # noqa: BLE001  # user code may raise anything
-            outputs = self._one_by_one(name, operator, batch)
+            outputs = self._one_by_one(name, batch, sides)
         self._forward(name, outputs)
 
-    def _one_by_one(self, name: str, operator: Operator, batch: Batch) -> Outputs:
+    def _one_by_one(self, name: str, batch: Batch, sides: Sequence[int]) -> Outputs:
         """Run a batch of which nothing has taken effect record by record, to find those that fail."""
+        operator = self._operators[name]
         outputs: Outputs = []
         for i in range(len(batch)):
             part = batch.part(i, i + 1)
             try:
-                outputs += operator.process(part)
+                outputs += _process(operator, sides[i : i + 1])(part) if sides else operator.process(part)
             except RecordsFailedError as failed:
                 self._fail_all(name, part, failed)
                 outputs += failed.done
@@ -268,18 +308,27 @@ def user_frames(error: Exception) -> list[traceback.FrameSummary]:
     return [f for f in frames if not f.filename.startswith((_PACKAGE, "<headrace"))]
 
 
-def _interleave(batches: list[tuple[int, Batch]]) -> Batch:
+def _interleave(ways: list[_Way]) -> tuple[Batch, list[int]]:
     """Put what came by several ways into the order of the input, or, if windows made it, of their closing.
 
-    Of one input record, or one moment, it stays in the order of the ways.
+    Of one input record, or one moment, it stays in the order of the ways. Returns with it which input each came by.
     """
-    if len(batches) == 1:
-        return batches[0][1]
-    whole = Batch.concatenate([batch for _, batch in batches])
+    if len(ways) == 1:
+        side, _, batch = ways[0]
+        return batch, [side] * len(batch)
+    whole = Batch.concatenate([batch for _, _, batch in ways])
+    sides = [side for side, _, batch in ways for _ in range(len(batch))]
     order: Sequence[int] = whole.offsets
     if order[0] < 0:
-        order = [timestamp + hold for hold, batch in batches for timestamp in batch.timestamps]
-    return whole.pick(sorted(range(len(whole)), key=order.__getitem__))
+        order = [timestamp + hold for _, hold, batch in ways for timestamp in batch.timestamps]
+    rows = sorted(range(len(whole)), key=lambda row: (order[row], sides[row]))
+    return whole.pick(rows), [sides[row] for row in rows]
+
+
+def _process(operator: Any, sides: Sequence[int]) -> Callable[[Batch], Outputs]:
+    """Return what takes a batch whose records came by ``sides``."""
+    sided: SidedOperator = operator
+    return lambda batch: sided.process_sides(batch, sides)
 
 
 def describe_failure(error: Exception) -> str:

@@ -95,11 +95,12 @@ class Task:
         meta = _read_meta(store, task_id)
         self._store_ids: dict[str, int] = meta.get("stores", {})
         self._inputs: dict[TopicPartition, _TaskInput] = {}
-        for item in sub.inputs:
-            if task_id.partition < item.partitions:
-                partition = TopicPartition(item.topic, task_id.partition)
-                self._inputs[partition] = self._input(plan, item, partition, meta, starts)
-        self._time = TaskTime({partition: item.time for partition, item in self._inputs.items()})
+        by_topic = {item.topic: item for item in sub.inputs}
+        for partition in sub.reads(task_id.partition):
+            self._inputs[partition] = self._input(plan, by_topic[partition.topic], partition, meta, starts)
+        self._owned = {p: self._inputs[p] for p in sub.owns(task_id.partition)}
+        """The inputs whose event time counts: those that other tasks read too are there at all times."""
+        self._time = TaskTime({partition: item.time for partition, item in self._owned.items()})
         self._chain = Chain(plan, sub, task_id, partitions, self._context)
         self._chain.restore(meta.get("sequences", {}))
         self._end: int = meta.get("end", -1)
@@ -118,6 +119,11 @@ class Task:
     def positions(self) -> dict[TopicPartition, int]:
         """Return the next offset to read of every input."""
         return {partition: item.position for partition, item in self._inputs.items()}
+
+    @property
+    def owned(self) -> dict[TopicPartition, int]:
+        """Return the next offset to read of every input that no other task reads."""
+        return {partition: item.position for partition, item in self._owned.items()}
 
     @property
     def watermark(self) -> int:
@@ -150,10 +156,10 @@ class Task:
         return partition
 
     def inputs_by_time(self) -> list[TopicPartition]:
-        """Return the inputs, that whose event time is furthest behind first."""
+        """Return the inputs: first those that every task reads, then that whose event time is furthest behind."""
         if len(self._inputs) == 1:
             return list(self._inputs)
-        return sorted(self._inputs, key=lambda partition: self._inputs[partition].time.watermark)
+        return sorted(self._inputs, key=lambda p: self._inputs[p].time.watermark if p in self._owned else -2)
 
     def step(self, partition: TopicPartition, records: RecordBatch) -> list[Append]:
         """Take a batch of one input and return what is to be appended because of it.
@@ -180,16 +186,18 @@ class Task:
         """
         before = self._time.watermark
         proposed = self._time.tick(now_ms, at_end)
+        if self._chain.uses_clock and not self.closing:
+            self.changed |= self._chain.tick(now_ms)
         if self._settles_clock:
             due = self._chain.next_close()
             if not self.closing and due is not None and due <= proposed:
                 self._closing = _Closing(proposed, -1)
                 self.changed = True
-            return []
+            return self._chain.pack(next(iter(self._inputs)).topic, self._resting, self._end)
         if self._time.watermark == before and (
             proposed - before < _CLOCK_STEP_MS or not self._chain.internal_partitions
         ):
-            return []
+            return self._chain.pack(next(iter(self._inputs)).topic, self._resting, self._end)
         self._time.move(proposed)
         self.changed = True
         self._chain.advance(self._time.watermark)
@@ -294,8 +302,9 @@ class Task:
         batch = ingest(source, records, lambda offset, error: self._fail(source, partition, offset, error))
         if batch is None:
             return
-        others = self._time.others(partition)
-        batch.running = Running(batch.timestamps, batch.offsets, time, others, self._time.watermark)
+        if not source.broadcast:
+            others = self._time.others(partition)
+            batch.running = Running(batch.timestamps, batch.offsets, time, others, self._time.watermark)
         self._chain.process(source.name, batch, partition)
         time.observe(max(batch.timestamps))
 

@@ -162,7 +162,7 @@ class Worker:
     # --- the group
 
     def _join(self) -> Membership:
-        units = {unit: sub.reads(task.partition) for unit, (task, sub) in self._tasks.items()}
+        units = {unit: sub.owns(task.partition) for unit, (task, sub) in self._tasks.items()}
         timeout_ms = self._parts.settings.session_timeout_ms
         return self._parts.group.join(self._member_id, units, assign, session_timeout_ms=timeout_ms)
 
@@ -337,7 +337,7 @@ class Worker:
         if restored.manifest.positions:
             # The last owner may have died between its manifest and its commit.
             note = metadata(task.finished)
-            positions = {p: Committed(position, note) for p, position in task.positions.items()}
+            positions = {p: Committed(position, note) for p, position in task.owned.items()}
             self.membership.commit(slot.lease, positions)
         self._settle(slot)
 
@@ -482,5 +482,5 @@ class Worker:
         return all(
             is_finished(committed.get(partition), bounds.number)
             for task, sub in self._tasks.values()
-            for partition in sub.reads(task.partition)
+            for partition in sub.owns(task.partition)
         )

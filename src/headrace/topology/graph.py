@@ -43,6 +43,8 @@ class Source:
     time: Selector | None = None
     out_of_orderness_ms: int = 0
     idle_after_ms: int = 30_000
+    broadcast: bool = False
+    """True if every task that reads it reads all partitions: a global table."""
     on_error: ErrorPolicy = "stop"
     location: Location = Location("", 0)
     inputs: tuple[Port, ...] = ()

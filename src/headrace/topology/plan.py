@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from headrace.errors import TopologyError
-from headrace.operators.api import MAIN
 from headrace.record import TopicPartition
 from headrace.topology.graph import Graph, Node, Port, Repartition, Sink, Source, Step
 
@@ -34,6 +33,8 @@ class Input:
     """For an internal topic, every task that writes to it."""
     deterministic: bool = True
     """For an internal topic, whether a replay upstream repeats positions, so that repeats can be dropped."""
+    broadcast: bool = False
+    """Whether every task reads all partitions of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,15 +51,20 @@ class SubTopology:
     @property
     def partitions(self) -> int:
         """Return how many tasks there are."""
-        return max(item.partitions for item in self.inputs)
+        return max(item.partitions for item in self.inputs if not item.broadcast)
 
     def tasks(self) -> list[TaskId]:
         """Return the tasks."""
         return [TaskId(self.name, partition) for partition in range(self.partitions)]
 
     def reads(self, partition: int) -> list[TopicPartition]:
-        """Return what the task of ``partition`` reads."""
-        return [TopicPartition(i.topic, partition) for i in self.inputs if partition < i.partitions]
+        """Return what the task of ``partition`` reads: what it owns, and all of what is read by every task."""
+        everywhere = [TopicPartition(i.topic, n) for i in self.inputs if i.broadcast for n in range(i.partitions)]
+        return self.owns(partition) + everywhere
+
+    def owns(self, partition: int) -> list[TopicPartition]:
+        """Return what the task of ``partition`` reads and no other task of the sub-topology does."""
+        return [TopicPartition(i.topic, partition) for i in self.inputs if partition < i.partitions and not i.broadcast]
 
     @property
     def sources(self) -> frozenset[str]:
@@ -111,16 +117,16 @@ def plan(graph: Graph, partitions: Mapping[str, int], repartition_partitions: in
     Raises:
         TopologyError: keyed streams whose topics are partitioned differently meet in one step.
     """
-    width = repartition_partitions or max(partitions.values())
     subs: list[SubTopology] = []
     deterministic: dict[str, bool] = {}
     for nodes in _components(graph):
         names = {node.name for node in nodes}
+        width = repartition_partitions or _width(nodes, partitions)
         inputs: list[Input] = []
         level = 0
         for node in nodes:
             if isinstance(node, Source):
-                inputs.append(Input(node.topic, node.name, partitions[node.topic]))
+                inputs.append(Input(node.topic, node.name, partitions[node.topic], broadcast=node.broadcast))
             elif isinstance(node, Repartition) and not names.issuperset(p.node for p in node.inputs):
                 writers = [sub for sub in subs if any(n is node for n in sub.nodes)]
                 upstream = tuple(str(task) for sub in writers for task in sub.tasks())
@@ -131,7 +137,8 @@ def plan(graph: Graph, partitions: Mapping[str, int], repartition_partitions: in
             for node in graph.nodes
             if isinstance(node, Repartition) and any(p.node in names for p in node.inputs) and graph.children(node.name)
         ]
-        entry = {item.node for item in inputs}
+        inputs.sort(key=lambda item: item.broadcast)  # a sub-topology is called after an input of its own
+        entry = {item.node for item in inputs if not item.broadcast}
         sub = SubTopology(inputs[0].node, tuple(inputs), (*nodes, *[w for w in writes if w.name not in names]), level)
         _check_copartitioned(graph, sub, entry)
         for write in writes:
@@ -145,31 +152,30 @@ def is_deterministic(graph: Graph, sub: SubTopology, edge: Repartition | Sink) -
 
     It does where state, if there is any on the way, follows from the records of one input alone, and where what closing
     windows make does not mix with what comes at once or from other windows: the order between them depends on how the
-    input was cut into batches. (What the clock closes is checkpointed first, and so repeated as it was.)
+    input was cut into batches. Processing time repeats nothing. (Event time that the clock moved is checkpointed first,
+    and what it closes so repeated as it was.)
     """
     above = _above(graph, sub, edge)
     stateful = any(isinstance(node, Step) and node.spec.stateful for node in above)
     if stateful and sum(node.name in sub.sources for node in above) != 1:
         return False
+    if any(isinstance(node, Step) and node.spec.uses_clock for node in above):
+        return False
     births: set[str] = set()
     for port in edge.inputs:
         births |= _births(graph, sub, port)
-    return len(births) == 1 or not any(_is_window(graph.by_name[name]) for name in births)
+    return len(births) == 1 or births <= sub.sources
 
 
 def _births(graph: Graph, sub: SubTopology, port: Port) -> set[str]:
-    """Return the nodes at which what passes ``port`` came to be: sources, and windows that made it when they closed."""
+    """Return the nodes at which what passes ``port`` came to be: sources, and steps that made it as time passed."""
     node = graph.by_name[port.node]
-    if node.name in sub.sources or (_is_window(node) and port.port == MAIN):
+    if node.name in sub.sources or (isinstance(node, Step) and port.port in node.spec.timed_ports):
         return {node.name}
     births: set[str] = set()
     for above in node.inputs:
         births |= _births(graph, sub, above)
     return births
-
-
-def _is_window(node: Node) -> bool:
-    return isinstance(node, Step) and node.spec.kind == "window"
 
 
 def _above(graph: Graph, sub: SubTopology, edge: Node) -> list[Node]:
@@ -187,24 +193,9 @@ def _above(graph: Graph, sub: SubTopology, edge: Node) -> list[Node]:
 def _components(graph: Graph) -> Iterator[list[Node]]:
     """Yield what is connected without crossing a repartition, upstream before downstream.
 
-    A repartition belongs to the component that reads it.
+    A repartition belongs to the component that reads it, a source that every task reads to all that do.
     """
-    leader: dict[str, str] = {}
-
-    def find(name: str) -> str:
-        while leader[name] != name:
-            name = leader[name]
-        return name
-
-    for node in graph.nodes:
-        leader[node.name] = node.name
-        if not isinstance(node, Repartition):
-            for port in node.inputs:
-                leader[find(node.name)] = find(port.node)
-    groups: dict[str, list[Node]] = {}
-    for node in graph.nodes:
-        groups.setdefault(find(node.name), []).append(node)
-    waiting = list(groups.values())
+    waiting = _connected(graph)
     done: set[str] = set()
     while waiting:
         for nodes in waiting:
@@ -217,6 +208,39 @@ def _components(graph: Graph) -> Iterator[list[Node]]:
         done |= {node.name for node in nodes}
         if not (len(nodes) == 1 and isinstance(nodes[0], Repartition) and not graph.children(nodes[0].name)):
             yield nodes
+
+
+def _connected(graph: Graph) -> list[list[Node]]:
+    """Return the components in no order between them."""
+    everywhere = [node for node in graph.nodes if isinstance(node, Source) and node.broadcast]
+    shared = {node.name for node in everywhere}
+    leader: dict[str, str] = {}
+
+    def find(name: str) -> str:
+        while leader[name] != name:
+            name = leader[name]
+        return name
+
+    for node in graph.nodes:
+        leader[node.name] = node.name
+        if not isinstance(node, Repartition):
+            for port in node.inputs:
+                if port.node not in shared:
+                    leader[find(node.name)] = find(port.node)
+    groups: dict[str, list[Node]] = {}
+    for node in graph.nodes:
+        if node.name not in shared:
+            groups.setdefault(find(node.name), []).append(node)
+    return [
+        [s for s in everywhere if any(p.node == s.name for n in nodes for p in n.inputs)] + nodes
+        for nodes in groups.values()
+    ]
+
+
+def _width(nodes: list[Node], partitions: Mapping[str, int]) -> int:
+    """Return how many partitions internal topics that ``nodes`` read get: as many as the sources read beside them."""
+    beside = [partitions[n.topic] for n in nodes if isinstance(n, Source) and not n.broadcast]
+    return max(beside or partitions.values())
 
 
 def _check_copartitioned(graph: Graph, sub: SubTopology, entry: set[str]) -> None:
