@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeVar, runtime_checkable
+from uuid import UUID
 
 from headrace.errors import TopologyError
 from headrace.record import JoinedBytes
 from headrace.serde.msgpack import Msgpack
-from headrace.serde.primitives import Bytes, Int, Str
+from headrace.serde.primitives import Bytes, Float, Int, Str, Uuid
 
 V = TypeVar("V")
 
@@ -38,12 +39,53 @@ class Serde(Protocol[V]):
         ...
 
 
+def internal_serde(serde: Serde[Any]) -> Serde[Any]:
+    """Return the serde of a stream's values where nobody else reads them: in internal topics and in the store.
+
+    It is the serde's own ``internal`` if it has one, such as ``Avro`` in a wire format that names its schemas.
+    """
+    found: Serde[Any] = getattr(serde, "internal", serde)
+    return found
+
+
+def changed_type(serde: Serde[Any], values: Sequence[Any]) -> tuple[str, str] | None:
+    """Find a value that would come back from ``serde`` as another type.
+
+    Only serdes with a ``kind`` are asked: the others refuse what they cannot give back.
+
+    Returns:
+        The name of its type, and of what it would be; None if there is no such value.
+
+    Example:
+        >>> from fractions import Fraction
+        >>> changed_type(Msgpack(), [{"a": 1}, Fraction(1)])
+        ('Fraction', 'dicts')
+    """
+    kind = getattr(serde, "kind", None)
+    if kind is None:
+        return None
+    kinds = set(map(type, values))
+    if kind is Any:
+        strange = [found for found in kinds if not issubclass(found, _PLAIN)]
+    elif isinstance(kind, type) and not issubclass(kind, _PLAIN):
+        strange = list(kinds - {kind, type(None)})
+    else:
+        return None
+    if not strange:
+        return None
+    return min(found.__name__ for found in strange), "dicts" if kind is Any else kind.__name__
+
+
+_PLAIN = (dict, list, str, int, float, bool, bytes, type(None))
+_PRIMITIVES: dict[Any, Callable[[], Serde[Any]]] = {bytes: Bytes, str: Str, int: Int, float: Float, UUID: Uuid}
+
+
 def serde_for(given: Any, what: str, default: Callable[[], Serde[Any]] = Msgpack) -> Serde[Any]:
     """Return the serde that a user's ``value=`` or ``key=`` means.
 
     Args:
-        given: None (the default), ``bytes``, ``str``, ``int``, a class with typed fields (decoded from MessagePack),
-            or a serde.
+        given: None (the default), ``bytes``, ``str``, ``int``, ``float``, ``UUID``, a class with typed fields (decoded
+            from MessagePack), or a serde.
         what: The argument's place, named in errors.
         default: Made when ``given`` is None.
 
@@ -56,8 +98,7 @@ def serde_for(given: Any, what: str, default: Callable[[], Serde[Any]] = Msgpack
     """
     if given is None:
         return default()
-    primitives: dict[Any, Callable[[], Serde[Any]]] = {bytes: Bytes, str: Str, int: Int}
-    simple = primitives.get(given) if isinstance(given, type) else None
+    simple = _PRIMITIVES.get(given) if isinstance(given, type) else None
     if simple is not None:
         return simple()
     if isinstance(given, Serde) and not isinstance(given, type):
@@ -68,7 +109,8 @@ def serde_for(given: Any, what: str, default: Callable[[], Serde[Any]] = Msgpack
         except TypeError as error:
             raise TopologyError(
                 f"{what} cannot be {given.__name__}: {error}",
-                remedy="Use a msgspec.Struct, a dataclass, a TypedDict, dict, bytes, str, int, or a serde",
+                remedy="Use a msgspec.Struct, a dataclass, a TypedDict, a pydantic model, dict, bytes, str, int, "
+                "float, UUID, or a serde",
             ) from error
     raise TopologyError(
         f"{what} must be a type or a serde, not {type(given).__name__}",

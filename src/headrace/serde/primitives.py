@@ -1,20 +1,25 @@
-"""Serdes of single values: bytes, text and whole numbers."""
+"""Serdes of single values: bytes, text, numbers and UUIDs."""
 
 from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
+from typing import Any
+from uuid import UUID
 
 from headrace.record import JoinedBytes
 
 _LONG = struct.Struct(">q")
 _INT = struct.Struct(">i")
+_DOUBLE = struct.Struct(">d")
+_FLOAT = struct.Struct(">f")
 
 
 class Bytes:
     """Leave bytes as they are."""
 
     name = "bytes"
+    schema = "bytes"
 
     def encode_many(self, values: Sequence[bytes | None]) -> list[bytes | None]:
         """Check that the values are bytes."""
@@ -36,6 +41,7 @@ class Str:
     """Text as UTF-8."""
 
     name = "str"
+    schema = "str"
 
     def encode_many(self, values: Sequence[str | None]) -> list[bytes | None]:
         """Encode as UTF-8."""
@@ -65,6 +71,7 @@ class Int:
     """
 
     name = "int"
+    schema = "int"
 
     def encode_many(self, values: Sequence[int | None]) -> list[bytes | None]:
         """Encode as eight bytes."""
@@ -82,6 +89,87 @@ class Int:
             raise ValueError(f"expected a whole number of 4 or 8 bytes, got {len(value)} bytes")
         number: int = (_LONG if len(value) == 8 else _INT).unpack(value)[0]
         return number
+
+
+class Float:
+    """Floating-point numbers as eight bytes, IEEE 754 and big-endian; four bytes are read too.
+
+    These are the formats of Kafka's DoubleSerializer and FloatSerializer. Whole numbers are written as floats.
+    """
+
+    name = "float"
+    schema = "float"
+
+    def encode_many(self, values: Sequence[float | None]) -> list[bytes | None]:
+        """Encode as eight bytes."""
+        return [None if value is None else _encode_double(value) for value in values]
+
+    def decode_many(self, values: JoinedBytes) -> list[float | None]:
+        """Decode four or eight bytes each; a column of eight each in one call."""
+        lengths = values.lengths
+        if lengths and min(lengths) == max(lengths) == 8:
+            return list(struct.unpack(f">{len(lengths)}d", values.joined))
+        return [self.decode(value) for value in values.split()]
+
+    def decode(self, value: bytes | None) -> float | None:
+        """Decode four or eight bytes."""
+        if value is None:
+            return None
+        if len(value) not in (4, 8):
+            raise ValueError(f"expected a floating-point number of 4 or 8 bytes, got {len(value)} bytes")
+        number: float = (_DOUBLE if len(value) == 8 else _FLOAT).unpack(value)[0]
+        return number
+
+
+class Uuid:
+    """UUIDs as their text of 36 characters, in lower case; upper case is read too.
+
+    This is the format of Kafka's UUIDSerializer, which does not write the 16 bytes.
+    """
+
+    name = "uuid"
+    schema = "uuid"
+
+    def encode_many(self, values: Sequence[UUID | None]) -> list[bytes | None]:
+        """Encode as text."""
+        return [None if value is None else _encode_uuid(value) for value in values]
+
+    def decode_many(self, values: JoinedBytes) -> list[UUID | None]:
+        """Decode text."""
+        return [self.decode(value) for value in values.split()]
+
+    def decode(self, value: bytes | None) -> UUID | None:
+        """Decode text; an error tells the length and not the text."""
+        if value is None:
+            return None
+        if len(value) != 36:
+            raise ValueError(f"expected a UUID as text of 36 characters, got {len(value)} bytes")
+        text = value.decode("ascii", "replace")
+        if (text[8], text[13], text[18], text[23]) != ("-", "-", "-", "-"):
+            raise ValueError("expected a UUID as text, with hyphens")
+        try:
+            return UUID(text)
+        except ValueError:
+            raise ValueError("expected a UUID as text, in hexadecimal digits") from None
+
+
+KEYS: dict[Any, type[Int | Uuid]] = {int: Int, "int": Int, UUID: Uuid, "UUID": Uuid, "uuid.UUID": Uuid}
+"""Serdes of keys that are not text, by the annotation of the field they come from."""
+
+
+def _encode_double(value: float) -> bytes:
+    if type(value) is not float and type(value) is not int:
+        raise TypeError(f"expected float, got {type(value).__name__}")
+    try:
+        return _DOUBLE.pack(value)
+    except (OverflowError, struct.error):
+        raise ValueError("expected a number that a float can hold") from None
+
+
+def _encode_uuid(value: UUID) -> bytes:
+    if not isinstance(value, UUID):
+        raise TypeError(f"expected UUID, got {type(value).__name__}")
+    return str(value).encode()
 
 
 def _encode_text(value: str | None) -> bytes | None:
