@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from headrace import FatalError, Topology, agg, run, tumbling
+from headrace import FatalError, Topology, agg, retry, run, tumbling
 from headrace.app import prepare
 from headrace.clock import SystemClock
 from headrace.log.memory import MemoryLog
@@ -31,6 +31,41 @@ def log_of(words: int) -> MemoryLog:
     batch = RecordBatch([0] * words, [None] * words, JoinedBytes.of([b"word"] * words))
     log.append(TopicPartition("words", 0), batch)
     return log
+
+
+async def shouted(word: str) -> str:
+    if word == "bad":
+        raise ValueError
+    return word.upper()
+
+
+def test_dead_letters_have_a_topic_of_their_own_that_is_kept_and_as_wide_as_the_sources(tmp_path: Path) -> None:
+    log = MemoryLog(SystemClock())
+    log.create_topic("words", 3)
+    for number in range(3):
+        batch = RecordBatch([5, 6], [b"k", None], JoinedBytes.of([b"good", b"bad"]), [(("a", b"1"),), ()])
+        log.append(TopicPartition("words", number), batch)
+    topology = Topology("shouting", on_error="dead-letter")
+    topology.stream("words", value=str).map_async(shouted, retry=retry(2, backoff="1ms")).to("loud")
+    done = run(
+        topology, log=log, checkpoints=str(tmp_path / "c"), state_dir=str(tmp_path / "s"), until_end=True,
+        metrics_port=0,
+    )  # fmt: skip
+    assert (done.state, done.errors, done.records_out) == ("finished", 3, 3)
+    info = log.topics()["shouting-dead-letter"]
+    assert (info.partitions, info.config.retention_ms) == (3, None)
+    for number in range(3):
+        read = log.reader(TopicPartition("shouting-dead-letter", number), 0).read(10)
+        assert read is not None
+        (letter,) = read.records("shouting-dead-letter", number)
+        headers = dict(letter.headers)
+        assert (letter.timestamp, letter.key, letter.value) == (6, None, b"bad")
+        assert (headers["headrace-partition"], headers["headrace-tries"]) == (b"%d" % number, b"2")
+    assert "again-dead-letter" not in log.topics()
+    other = Topology("again", on_error="skip")
+    other.stream("words", value=str).to("loud")
+    prepare(other, log, Settings())
+    assert "again-dead-letter" not in log.topics()
 
 
 def test_a_log_that_lost_records_is_refused(tmp_path: Path) -> None:

@@ -42,6 +42,7 @@ def filled() -> Metrics:
     step = metrics.step("card-spend", "spend")
     step.sent(4)
     step.late(2)
+    step.retried(1)
     step.failed("skip")
     worker = metrics.worker("card-spend")
     worker.up(True)

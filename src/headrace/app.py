@@ -27,10 +27,12 @@ from headrace.log.api import Log, TopicConfig
 from headrace.metrics import Metrics
 from headrace.record import TopicPartition
 from headrace.runtime.bounds import Bounds
+from headrace.runtime.calls import AsyncCalls
 from headrace.runtime.host import Host, WorkerStatus
 from headrace.runtime.http import StatusServer
+from headrace.runtime.parts import Parts
 from headrace.runtime.supervisor import Report, supervise
-from headrace.runtime.worker import Parts, Worker
+from headrace.runtime.worker import Worker
 from headrace.settings import Settings
 from headrace.topology.plan import Plan, plan, source_topics
 
@@ -38,6 +40,9 @@ _log = logging.getLogger("headrace")
 
 _AT_ONCE_S = 2
 """What a run gets to unwind after a second Ctrl-C."""
+
+_KEPT = TopicConfig(retention_ms=None)
+"""Dead letters stay until somebody has looked at them."""
 
 _INTERNAL = TopicConfig(retention_ms=None, segment_bytes=16 * 1024 * 1024)
 """Internal records are released when checkpoints no longer need them, and not by age."""
@@ -168,6 +173,9 @@ def prepare(topology: Topology, log: Log, settings: Settings) -> Plan:
     for sink in planned.sinks():
         if sink.topic not in topics:
             log.create_topic(sink.topic, sink.partitions or widest)
+    letters = planned.dead_letter_topic()
+    if letters is not None and letters not in topics:
+        log.create_topic(letters, widest, _KEPT)
     return planned
 
 
@@ -251,7 +259,7 @@ def _run_one(
 
     def tell(status: WorkerStatus) -> None:
         nonlocal last
-        last = _combined([status], total, set(planned.source_topics()), server.url if server else None)
+        last = _combined([status], total, planned.topics_read_once(), server.url if server else None)
         if on_status is not None:
             on_status(last)
 
@@ -274,7 +282,7 @@ def _run_many(
     planned = prepare(topology, log, settings)
     bounds = _bounds(planned, log) if settings.until_end else None
     total = _left(planned, log, settings, bounds)
-    sources = set(planned.source_topics())
+    sources = planned.topics_read_once()
     ends = None if bounds is None else dict(bounds.ends)
     with supervise(run_worker, (spec, settings, ends), settings) as group:
         server = _serve(settings, group.exposition, group.live, group.ready)
@@ -322,6 +330,7 @@ def _worker(
 
     topics = log.topics()
     jobs = ThreadPoolExecutor(2, thread_name_prefix="headrace-job")
+    calls = AsyncCalls(clock)
     parts = Parts(
         planned,
         log,
@@ -333,6 +342,7 @@ def _worker(
         metrics,
         settings,
         {name: info.partitions for name, info in topics.items()},
+        calls,
     )
     worker = Worker(parts, member_id, bounds)
     try:
@@ -341,6 +351,7 @@ def _worker(
     finally:
         if not worker.done:
             worker.close()
+        calls.close()
         jobs.shutdown(cancel_futures=True)
 
 

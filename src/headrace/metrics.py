@@ -48,6 +48,7 @@ FAMILIES: dict[str, Family] = {
         Family("counter", "records_in_total", "Records that a task took from an input.", _INPUT),
         Family("counter", "records_out_total", "Records that a step sent to a topic or sink.", _STEP),
         Family("counter", "record_errors_total", "Records that failed, by what became of them.", (*_STEP, "policy")),
+        Family("counter", "retries_total", "Calls that a step made again after they had failed.", _STEP),
         Family("counter", "late_records_total", "Records that came after their window had closed.", _STEP),
         Family("gauge", "lag_records", "Records between a task's position in an input and the input's end.", _INPUT),
         Family("gauge", "lag_seconds", "Age of the record that a task read last from an input.", _INPUT),
@@ -311,7 +312,7 @@ class StepMetrics(_Handle):
     """What a step reports; the tasks of a worker add to the same series."""
 
     __slots__ = ("_policies",)
-    _counters = ("records_out_total", "late_records_total")
+    _counters = ("records_out_total", "late_records_total", "retries_total")
 
     def __init__(self, metrics: Metrics, labels: Mapping[str, str]) -> None:
         super().__init__(metrics, labels)
@@ -324,6 +325,10 @@ class StepMetrics(_Handle):
     def late(self, records: int) -> None:
         """Count records that came after their window had closed."""
         self._add("late_records_total", records)
+
+    def retried(self, calls: int) -> None:
+        """Count calls that were made again."""
+        self._add("retries_total", calls)
 
     def failed(self, policy: str, records: int = 1) -> None:
         """Count records that failed and were treated by ``policy``; 0 makes the series appear."""

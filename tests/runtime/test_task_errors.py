@@ -160,13 +160,13 @@ def test_a_function_that_fails_in_an_aggregate_is_found_at_its_line() -> None:
         driver.send_many("in", GOOD)
 
 
-def test_a_failure_on_what_a_window_made_names_the_partition_that_closed_it() -> None:
+def test_a_failure_on_what_a_window_made_names_the_partition_of_the_task() -> None:
     topology = Topology("t")
     results = topology.stream("in", keyed_by="k", time="at").window(tumbling("1m")).aggregate(n=agg.count())
     results.map(lambda r: explode({**r, "k": r["key"], "n": 2})).to("out")
     driver = TopologyTestDriver(topology)
     driver.send("in", GOOD[0])
-    with pytest.raises(RecordError, match="failed on the result of a window that a record of partition in/0 closed"):
+    with pytest.raises(RecordError, match="failed on what time made before it, in the task of partition in/0"):
         driver.end_input()
 
 

@@ -11,7 +11,8 @@ from headrace.errors import RecordError, SettingsError
 from headrace.record import TopicPartition
 from headrace.runtime.bounds import Bounds
 from headrace.runtime.lifecycle import Phase
-from headrace.runtime.worker import Blame, Worker
+from headrace.runtime.parts import Blame
+from headrace.runtime.worker import Worker
 from tests.runtime.workers import Place, counting, rows
 
 

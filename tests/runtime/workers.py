@@ -17,10 +17,12 @@ from headrace.log.memory import MemoryLog
 from headrace.metrics import Metrics
 from headrace.record import JoinedBytes, RecordBatch, TopicPartition
 from headrace.runtime.bounds import Bounds
-from headrace.runtime.worker import Parts, Worker
+from headrace.runtime.calls import AsyncCalls
+from headrace.runtime.parts import Parts
+from headrace.runtime.worker import Worker
 from headrace.settings import Settings
 from headrace.state.rocksdb import RocksStores
-from headrace.topology.plan import plan
+from headrace.topology.plan import plan, source_topics
 
 
 class Clock:
@@ -49,6 +51,7 @@ class Place:
         self.log.create_topic("in", partitions)
         self.log.create_topic("out", 1)
         self.jobs = ThreadPoolExecutor(2)
+        self.calls = AsyncCalls(SystemClock())
 
     @property
     def checkpoints(self) -> Checkpoints:
@@ -62,11 +65,14 @@ class Place:
     def worker(
         self, member: str = "a", topology: Topology | None = None, bounds: Bounds | None = None, **settings: Any
     ) -> Worker:
-        planned = plan((topology or counting()).graph(), {"in": self.log.topics()["in"].partitions}, 0)
+        graph = (topology or counting()).graph()
+        planned = plan(graph, {name: self.log.topics()[name].partitions for name in source_topics(graph)}, 0)
+        for name, count in planned.internal_topics().items():
+            self.log.create_topic(name, count)
         given = {"checkpoint_interval_ms": 100, "state_dir": str(self.folder / "state"), **settings}
         parts = Parts(
             planned, self.log, self.log.group("counting"), self.checkpoints, RocksStores(4 * 1024**2), self.jobs,
-            self.clock, Metrics(), Settings(**given), {"out": 1},
+            self.clock, Metrics(), Settings(**given), {"out": 1, **planned.internal_topics()}, self.calls,
         )  # fmt: skip
         return Worker(parts, member, bounds)
 
@@ -94,6 +100,7 @@ class Place:
         return found
 
     def close(self) -> None:
+        self.calls.close()
         self.jobs.shutdown()
 
 

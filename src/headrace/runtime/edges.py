@@ -12,10 +12,8 @@ from headrace.errors import TopologyError
 from headrace.operators.api import Batch
 from headrace.operators.selectors import Selector, select
 from headrace.record import JoinedBytes, Origin, Progress, RecordBatch, TopicPartition, control_batch
-from headrace.serde.api import Serde
-from headrace.serde.msgpack import Msgpack
+from headrace.serde.api import Serde, changed_type
 
-_PLAIN = (dict, list, str, int, float, bool, bytes, type(None))
 _CHUNK = struct.Struct(">I")
 
 Append = tuple[TopicPartition, RecordBatch]
@@ -36,6 +34,7 @@ class Edge:
         step: str,
         task: str,
         inputs: int,
+        alone: str | None = None,
         topic: str,
         partitions: int,
         value: Serde[Any],
@@ -52,6 +51,8 @@ class Edge:
         """What was reported last to each partition of an internal topic."""
         self._source = f"{topology}/{step}/{task}"
         self._inputs = inputs
+        self._alone = alone
+        """The only topic that records of this edge follow from, if there is one: another may only move its time."""
         self._value = value
         self._key_of = key_of
         self._key = key
@@ -64,8 +65,9 @@ class Edge:
             Exception: a key or value cannot be had or encoded; nothing of the batch leaves.
         """
         keys = batch.keys
-        if self._key is not None and self._key_of is not None:
-            keys = self._key.encode_many(select(self._key_of, batch.values))
+        if self._key is not None:
+            if self._key_of is not None:
+                keys = self._key.encode_many(select(self._key_of, batch.values))
             if None in keys:
                 raise TypeError("the key to repartition by is missing")
             self._check_readable(batch.values)
@@ -87,7 +89,7 @@ class Edge:
             return []
         batch = self._waiting[0] if len(self._waiting) == 1 else Batch.concatenate(self._waiting)
         self._waiting = []
-        source = self._source if self._inputs == 1 else f"{self._source}/{topic}"
+        source = self._source if self._inputs == 1 else f"{self._source}/{self._alone or topic}"
         start = self.sequences.get(source, 0)
         self.sequences[source] = start + len(batch)
         appends = []
@@ -140,18 +142,9 @@ class Edge:
         return parts
 
     def _check_readable(self, values: list[Any]) -> None:
-        if not isinstance(self._value, Msgpack):
-            return
-        kind, kinds = self._value.kind, set(map(type, values))
-        if kind is Any:
-            strange = [found for found in kinds if not issubclass(found, _PLAIN)]
-        elif isinstance(kind, type) and not issubclass(kind, _PLAIN):
-            strange = list(kinds - {kind, type(None)})
-        else:
-            return
-        if strange:
-            name = min(found.__name__ for found in strange)
-            others = "dicts" if kind is Any else kind.__name__
+        changed = changed_type(self._value, values)
+        if changed is not None:
+            name, others = changed
             raise TopologyError(
                 f"step {self.step!r} sends {name} objects through an internal topic, "
                 f"behind which they would be {others}",

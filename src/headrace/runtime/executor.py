@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import traceback
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
-from headrace.errors import HeadraceError, RecordError
+from headrace.errors import FatalError, HeadraceError
 from headrace.operators.api import (
     MAIN,
     Batch,
@@ -19,37 +16,21 @@ from headrace.operators.api import (
     SidedOperator,
     StepContext,
 )
+from headrace.operators.async_map import AsyncMapOperator, Caller
+from headrace.operators.interval_join import LATE_RIGHT
+from headrace.operators.retrying import ErrorPolicy, Retry, final_policy
 from headrace.operators.windowed import LATE
-from headrace.record import MIN_WATERMARK, TIMESTAMP_LIMIT, Progress, TopicPartition
+from headrace.record import MIN_WATERMARK, TIMESTAMP_LIMIT, Progress, RecordBatch, TopicPartition
 from headrace.runtime.edges import Append, Edge
+from headrace.runtime.failures import Failure, Failures, is_letters
+from headrace.runtime.parking import Pause, Work
+from headrace.runtime.tally import Tally
 from headrace.runtime.watermarks import held_back
-from headrace.topology.graph import ErrorPolicy, Node, Repartition, Sink, Step
-from headrace.topology.plan import Plan, SubTopology, TaskId, internal_topic
+from headrace.topology.graph import Node, Repartition, Sink, Step
+from headrace.topology.plan import Plan, SubTopology, TaskId, internal_topic, topics_above
 
-_PACKAGE = __file__.removesuffix("runtime/executor.py")
 _Way = tuple[int, int, Batch]
 """Which input of a step a batch came by, how far behind its watermark is, and the batch."""
-
-_LIBRARY = traceback.__file__.removesuffix("traceback.py")
-_PACKAGES = "/site-packages/"
-
-
-@dataclass(slots=True)
-class Tally:
-    """What happened since somebody last took the tally."""
-
-    records_in: Counter[str] = field(default_factory=Counter)
-    """By topic."""
-    records_out: Counter[str] = field(default_factory=Counter)
-    """By topic."""
-    sent: Counter[str] = field(default_factory=Counter)
-    """By the step that wrote them."""
-    late: Counter[str] = field(default_factory=Counter)
-    """By step."""
-    errors: Counter[str] = field(default_factory=Counter)
-    """By step; only those that were skipped."""
-    repeats: int = 0
-    """Records of internal topics that were there before."""
 
 
 class Chain:
@@ -61,6 +42,7 @@ class Chain:
         task: Its id.
         partitions: How many partitions each output topic has.
         context: Makes the context of a step's operator.
+        caller: Makes the calls of asynchronous steps.
     """
 
     def __init__(
@@ -70,10 +52,10 @@ class Chain:
         task: TaskId,
         partitions: Mapping[str, int],
         context: Callable[[str], StepContext],
+        caller: Caller | None = None,
     ) -> None:
-        self.tally = Tally()
-        self._partition = TopicPartition(sub.inputs[0].topic, task.partition)
-        """The input that is being worked on, for messages."""
+        self._failures = _failures(plan, sub, task, partitions)
+        self._caller = caller
         self._steps: list[tuple[Step, Operator]] = []
         self._operators: dict[str, Operator] = {}
         self._edges: dict[str, Edge] = {}
@@ -106,33 +88,46 @@ class Chain:
             elif isinstance(node, Sink | Repartition):
                 self._edges[node.name] = _edge(plan, sub, task, node, partitions)
 
-    def process(self, node: str, batch: Batch, where: TopicPartition) -> None:
+    @property
+    def tally(self) -> Tally:
+        """Return what is counted until ``take_tally``."""
+        return self._failures.tally
+
+    def take_tally(self) -> Tally:
+        """Return what happened since the last call."""
+        tally, self._failures.tally = self._failures.tally, Tally()
+        return tally
+
+    def take_input(self, partition: TopicPartition, records: RecordBatch) -> None:
+        """Learn which records are worked on from now on: those that fail may have to be kept as they are."""
+        self._failures.take_input(partition, records)
+
+    def process(self, node: str, batch: Batch) -> Work[None]:
         """Run a batch of records that enter at ``node`` through everything below it.
 
         Raises:
             RecordError: a record failed in a step whose policy is to stop.
         """
-        self._partition = where
-        self._forward(node, [(MAIN, batch)])
+        yield from self._forward(node, [(MAIN, batch)])
         for name in self._gathered:
-            self._merge(name)
+            yield from self._merge(name)
 
-    def advance(self, watermark: int) -> None:
+    def advance(self, watermark: int) -> Work[None]:
         """Let every step know the task's watermark, upstream before downstream.
 
         Raises:
-            RecordError: what a window made fails in a step whose policy is to stop.
+            RecordError: what time makes fails in a step whose policy is to stop.
         """
         marks = self._watermarks
         marks.update(dict.fromkeys(self._sources, watermark))
         for node, operator in self._steps:
             if node.name in self._gathered:
-                self._merge(node.name)
+                yield from self._merge(node.name)
             reached = min(marks[port.node] for port in node.inputs)
-            self._forward(node.name, operator.on_watermark(reached))
+            yield from self._forward(node.name, self._on_time(node, operator.on_watermark, reached))
             marks[node.name] = operator.output_watermark(reached)
 
-    def tick(self, now_ms: int) -> bool:
+    def tick(self, now_ms: int) -> Work[bool]:
         """Let the steps that act on processing time know it; return whether any of them did.
 
         Raises:
@@ -140,12 +135,14 @@ class Chain:
         """
         acted = False
         for name, operator in self._on_clock.items():
-            outputs = operator.on_clock(now_ms)
+            node = self._nodes[name]
+            assert isinstance(node, Step)
+            outputs = self._on_time(node, operator.on_clock, now_ms, "processing time")
             acted = acted or bool(outputs)
-            self._forward(name, outputs)
+            yield from self._forward(name, outputs)
         if acted:
             for name in self._gathered:
-                self._merge(name)
+                yield from self._merge(name)
         return acted
 
     @property
@@ -179,7 +176,7 @@ class Chain:
                 self.tally.records_out[edge.topic] += len(append[1])
                 self.tally.sent[name] += len(append[1])
                 appends.append(append)
-        return appends
+        return appends + self._failures.pack()
 
     def report(self, idle: bool, end: int) -> list[Append]:
         """Return control batches for internal partitions that have not heard how far this task is."""
@@ -187,39 +184,29 @@ class Chain:
 
     def sequences(self) -> dict[str, int]:
         """Return the next positions of all edges, for the checkpoint."""
-        return {source: n for edge in self._edges.values() for source, n in edge.sequences.items()}
+        positions = {source: n for edge in self._edges.values() for source, n in edge.sequences.items()}
+        return positions | self._failures.sequences()
 
     def restore(self, sequences: Mapping[str, int]) -> None:
         """Take the positions that a checkpoint kept."""
+        own = {source: n for source, n in sequences.items() if not is_letters(source)}
         for edge in self._edges.values():
-            edge.sequences = {s: n for s, n in sequences.items() if s.split("/")[1] == edge.step}
+            edge.sequences = {s: n for s, n in own.items() if s.split("/")[1] == edge.step}
+        self._failures.restore(sequences)
 
-    def fail(self, step: str, policy: ErrorPolicy, partition: TopicPartition, offset: int, error: Exception) -> None:
-        """Deal with one record that failed.
+    def fail(self, step: str, policy: ErrorPolicy, offset: int, error: Exception) -> None:
+        """Deal with a record that could not be read.
 
         Args:
             step: Where.
             policy: What the step does with such records.
-            partition: The input that the record came from.
-            offset: Its offset there; negative if a closing window made it.
+            offset: Its offset in the input.
             error: What was raised.
 
         Raises:
             RecordError: the policy is to stop.
         """
-        if policy == "skip":
-            self.tally.errors[step] += 1
-            return
-        place = f"the record at partition {partition}, offset {offset}"
-        if offset < 0:
-            place = f"the result of a window that a record of partition {partition} closed"
-        failure = RecordError(
-            f"step {step!r} failed on {place}: {describe_failure(error)}",
-            remedy='Fix the step or the data and start again; nothing is lost. on_error="skip" leaves such records out',
-        )
-        if frames := user_frames(error):
-            failure.add_note("".join(["Traceback (most recent call last):\n", *traceback.format_list(frames)]).rstrip())
-        raise failure from error
+        self._failures.fail(Failure(step, final_policy(policy), error, offset), self._watermark)
 
     def _held(self, node: Step) -> int:
         return max(self._holds[port.node] for port in node.inputs)
@@ -227,62 +214,127 @@ class Chain:
     def _progress(self, name: str, idle: bool, end: int) -> Progress:
         return Progress(min(self._watermarks[port.node] for port in self._nodes[name].inputs), idle, end)
 
-    def _forward(self, node: str, outputs: Outputs) -> None:
+    @property
+    def _watermark(self) -> int:
+        return self._watermarks[self._sources[0]]
+
+    def _forward(self, node: str, outputs: Outputs) -> Work[None]:
         for port, batch in outputs:
             if not len(batch):
                 continue
-            if port == LATE:
+            if port in (LATE, LATE_RIGHT):
                 self.tally.late[node] += len(batch)
             for child, side in self._children.get((node, port), ()):
                 if child in self._gathered:
                     self._gathered[child].append((side, self._holds[node], batch))
                 else:
-                    self._run(child, batch)
+                    yield from self._run(child, batch)
 
-    def _merge(self, name: str) -> None:
+    def _merge(self, name: str) -> Work[None]:
         """Run a step of several inputs on what they had for it, in an order that does not depend on the batches."""
         batches = self._gathered[name]
         if batches:
             self._gathered[name] = []
-            self._run(name, *_interleave(batches))
+            yield from self._run(name, *_interleave(batches))
 
-    def _run(self, name: str, batch: Batch, sides: Sequence[int] = ()) -> None:
+    def _run(self, name: str, batch: Batch, sides: Sequence[int] = ()) -> Work[None]:
         edge = self._edges.get(name)
         if edge is not None:
             self._leave(name, edge, batch)
             return
         node = self._nodes[name]
         assert isinstance(node, Step)
+        operator = self._operators[name]
+        if isinstance(operator, AsyncMapOperator):
+            outputs = yield from self._call(name, operator, batch)
+        elif isinstance(node.on_error, Retry) and not node.spec.stateful:
+            outputs = yield from self._retrying(node, operator, node.on_error, batch)
+        else:
+            outputs = self._apply(node, operator, batch, sides)
+        yield from self._forward(name, outputs)
+
+    def _apply(self, node: Step, operator: Operator, batch: Batch, sides: Sequence[int]) -> Outputs:
         if batch.running is not None and node.spec.stateful and self._held(node):
             batch = batch.with_running(held_back(batch.running, self._held(node)))
-        process = _process(self._operators[name], sides) if node.spec.sided else self._operators[name].process
+        process = _process(operator, sides) if node.spec.sided else operator.process
         try:
-            outputs = process(batch)
+            return process(batch)
         except RecordsFailedError as failed:
-            self._fail_all(name, batch, failed)
-            outputs = failed.done
+            self._fail_all(node, batch, failed)
+            return failed.done
         except HeadraceError:
             raise
         except Exception:  # noqa: BLE001  # user code may raise anything
-            outputs = self._one_by_one(name, batch, sides)
-        self._forward(name, outputs)
+            return self._one_by_one(node, batch, sides)
 
-    def _one_by_one(self, name: str, batch: Batch, sides: Sequence[int]) -> Outputs:
+    def _one_by_one(self, node: Step, batch: Batch, sides: Sequence[int]) -> Outputs:
         """Run a batch of which nothing has taken effect record by record, to find those that fail."""
-        operator = self._operators[name]
+        operator = self._operators[node.name]
         outputs: Outputs = []
         for i in range(len(batch)):
             part = batch.part(i, i + 1)
             try:
                 outputs += _process(operator, sides[i : i + 1])(part) if sides else operator.process(part)
             except RecordsFailedError as failed:
-                self._fail_all(name, part, failed)
+                self._fail_all(node, part, failed)
                 outputs += failed.done
             except HeadraceError:
                 raise
             except Exception as error:  # noqa: BLE001  # user code may raise anything
-                self.fail(name, self._nodes[name].on_error, self._partition, batch.offsets[i], error)
+                self._fail(node, part, error)
         return outputs
+
+    def _retrying(self, node: Step, operator: Operator, retry: Retry, batch: Batch) -> Work[Outputs]:
+        """Run a batch record by record, so that every call of the user's function is one that counts."""
+        made: dict[str, list[Batch]] = {port: [] for port in node.spec.ports}
+        for i in range(len(batch)):
+            part = batch.part(i, i + 1)
+            tries = 1
+            while True:
+                try:
+                    for port, output in operator.process(part):
+                        made[port].append(output)
+                    break
+                except HeadraceError:
+                    raise
+                except Exception as error:  # noqa: BLE001  # user code may raise anything
+                    delay_ms = retry.again(error, tries)
+                    if delay_ms is None:
+                        self._fail(node, part, error, tries)
+                        break
+                yield Pause(delay_ms)
+                self.tally.retries[node.name] += 1
+                tries += 1
+        return [(port, Batch.concatenate(batches)) for port, batches in made.items() if batches]
+
+    def _call(self, name: str, operator: AsyncMapOperator, batch: Batch) -> Work[Outputs]:
+        """Let the calls of a batch be made, and go on when all of them have ended."""
+        if self._caller is None:
+            raise FatalError(f"step {name!r} makes asynchronous calls, but nothing was given that makes them")
+        node = self._nodes[name]
+        calls = operator.calls(batch)
+        flight = self._caller.begin(calls)
+        yield flight
+        answers = flight.answers()
+        self.tally.retries[name] += sum(tries - 1 for tries in answers.tries.values())
+        for place, error in sorted(answers.failures.items()):
+            tries = None if calls.retry is None else answers.tries.get(place, 1)
+            self._fail(node, batch.part(place, place + 1), error, tries)
+        return operator.results(batch, answers)
+
+    def _on_time(self, node: Step, act: Callable[[int], Outputs], time: int, passed: str = "event time") -> Outputs:
+        """Let a step act because time has passed."""
+        try:
+            return act(time)
+        except RecordsFailedError as failed:
+            self._fail_all(node, None, failed, passed)
+            return failed.done
+        except HeadraceError:
+            raise
+        except Exception as error:  # user code may raise anything
+            # What took effect nobody knows, so it cannot be left out.
+            self._failures.fail(Failure(node.name, "stop", error, cause=passed), self._watermark)
+            raise
 
     def _leave(self, name: str, edge: Edge, batch: Batch) -> None:
         try:
@@ -292,36 +344,47 @@ class Chain:
             raise
         except Exception as error:  # noqa: BLE001  # values of any type may come here
             if len(batch) == 1:
-                self.fail(name, self._nodes[name].on_error, self._partition, batch.offsets[0], error)
+                self._fail(self._nodes[name], batch, error)
                 return
         for i in range(len(batch)):
             self._leave(name, edge, batch.part(i, i + 1))
 
-    def _fail_all(self, name: str, batch: Batch, failed: RecordsFailedError) -> None:
+    def _fail_all(
+        self, node: Step, batch: Batch | None, failed: RecordsFailedError, passed: str = "event time"
+    ) -> None:
+        policy = final_policy(node.on_error)
         for place, error in failed.failures:
-            self.fail(name, self._nodes[name].on_error, self._partition, batch.offsets[place], error)
+            if batch is None or place < 0:
+                self._failures.fail(Failure(node.name, policy, error, cause=passed), self._watermark)
+            else:
+                self._fail(node, batch.part(place, place + 1), error)
 
-
-def user_frames(error: Exception) -> list[traceback.FrameSummary]:
-    """Return the frames of an error that are not this package's own."""
-    frames = traceback.extract_tb(error.__traceback__)
-    return [f for f in frames if not f.filename.startswith((_PACKAGE, "<headrace"))]
+    def _fail(self, node: Node, record: Batch, error: Exception, tries: int | None = None) -> None:
+        """Deal with one record that a step or an edge failed on."""
+        policy = final_policy(node.on_error)
+        made = record if record.timed or record.offsets[0] < 0 else None
+        offset = record.offsets[0] if made is None else -1
+        self._failures.fail(Failure(node.name, policy, error, offset, made, tries), self._watermark)
 
 
 def _interleave(ways: list[_Way]) -> tuple[Batch, list[int]]:
     """Put what came by several ways into the order of the input, or, if windows made it, of their closing.
 
-    Of one input record, or one moment, it stays in the order of the ways. Returns with it which input each came by.
+    What time made behind a record comes after whatever the record itself did. Of one input record, or one moment, it
+    stays in the order of the ways. Returns with it which input each came by.
     """
     if len(ways) == 1:
         side, _, batch = ways[0]
         return batch, [side] * len(batch)
     whole = Batch.concatenate([batch for _, _, batch in ways])
     sides = [side for side, _, batch in ways for _ in range(len(batch))]
-    order: Sequence[int] = whole.offsets
-    if order[0] < 0:
-        order = [timestamp + hold for _, hold, batch in ways for timestamp in batch.timestamps]
-    rows = sorted(range(len(whole)), key=lambda row: (order[row], sides[row]))
+    made: list[int] = []
+    """When time made each record; before all times for one that it did not make."""
+    for _, hold, batch in ways:
+        timed = batch.timed or batch.offsets[0] < 0
+        made += [timestamp + hold for timestamp in batch.timestamps] if timed else [MIN_WATERMARK] * len(batch)
+    offsets = whole.offsets
+    rows = sorted(range(len(whole)), key=lambda row: (offsets[row], made[row], sides[row]))
     return whole.pick(rows), [sides[row] for row in rows]
 
 
@@ -331,30 +394,11 @@ def _process(operator: Any, sides: Sequence[int]) -> Callable[[Batch], Outputs]:
     return lambda batch: sided.process_sides(batch, sides)
 
 
-def describe_failure(error: Exception) -> str:
-    """Say what was raised and at which line of the user's, without what the user's exception says: it may hold data.
-
-    Messages of decoding errors and of this package name fields and types only, and are kept.
-    """
-    frames = user_frames(error)
-    if frames:
-        frames = [f for f in frames if not f.filename.startswith(_LIBRARY) and _PACKAGES not in f.filename] or frames
-        return f"{type(error).__name__} at {frames[-1].filename}:{frames[-1].lineno}"
-    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-    return f"{type(error).__name__}: {text}" if text and _names_no_data(error) else type(error).__name__
-
-
-def _names_no_data(error: Exception) -> bool:
-    """Return whether the message of an error that no line of the user's raised speaks of fields and types only.
-
-    A builtin that the user passed as a function, such as ``int``, says in its own what it could not take.
-    """
-    last = traceback.extract_tb(error.__traceback__)[-1]
-    if type(error).__module__ == "msgspec" or (last.line or "").startswith("raise "):
-        return True
-    return isinstance(error, TypeError | AttributeError) or (
-        isinstance(error, KeyError) and last.filename.startswith("<headrace")
-    )
+def _failures(plan: Plan, sub: SubTopology, task: TaskId, partitions: Mapping[str, int]) -> Failures:
+    topic = plan.dead_letter_topic()
+    writes = any(final_policy(node.on_error) == "dead-letter" for node in sub.nodes)
+    letters = (topic, partitions[topic]) if topic is not None and writes else None
+    return Failures(plan.graph.name, task, TopicPartition(sub.inputs[0].topic, task.partition), letters)
 
 
 def _edge(plan: Plan, sub: SubTopology, task: TaskId, node: Sink | Repartition, partitions: Mapping[str, int]) -> Edge:
@@ -362,11 +406,13 @@ def _edge(plan: Plan, sub: SubTopology, task: TaskId, node: Sink | Repartition, 
         topic, key_of, key = internal_topic(plan.graph, node), node.selector, node.key
     else:
         topic, key_of, key = node.topic, None, None
+    above = topics_above(plan.graph, sub, node)
     return Edge(
         topology=plan.graph.name,
         step=node.name,
         task=str(task),
         inputs=len(sub.inputs),
+        alone=above[0] if len(above) == 1 else None,
         topic=topic,
         partitions=partitions[topic],
         value=node.value,

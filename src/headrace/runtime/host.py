@@ -11,7 +11,8 @@ from queue import Empty, SimpleQueue
 from headrace.clock import Clock
 from headrace.errors import HeadraceError
 from headrace.runtime.lifecycle import Phase
-from headrace.runtime.worker import Blame, Worker
+from headrace.runtime.parts import Blame
+from headrace.runtime.worker import Worker
 from headrace.settings import Settings
 
 _log = logging.getLogger("headrace")

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from headrace.errors import RetriableError
 from headrace.operators.api import Batch
 from headrace.operators.selectors import select, selector_name
 from headrace.record import TIMESTAMP_LIMIT, JoinedBytes, RecordBatch
@@ -28,12 +29,17 @@ def ingest(source: Source, records: RecordBatch, on_failure: OnFailure) -> Batch
 
     Returns:
         The records that are good; None if there are none.
+
+    Raises:
+        RetriableError: something that the serde needs cannot be reached.
     """
     try:
         values = source.value.decode_many(records.values)
         timestamps = _event_times(source, values, records)
         _check_keys(source, values, records)
         return Batch(records.offsets, timestamps, records.keys, values, records.headers)
+    except RetriableError:
+        raise  # no record is at fault if a schema registry, say, cannot be reached
     except Exception:  # noqa: BLE001  # a value can fail in as many ways as a user's selector
         return _one_by_one(source, records, on_failure)
 
@@ -74,6 +80,8 @@ def _one_by_one(source: Source, records: RecordBatch, on_failure: OnFailure) -> 
             value = source.value.decode(data)
             timestamp = _event_times(source, [value], part)[0]
             _check_keys(source, [value], part)
+        except RetriableError:
+            raise
         except Exception as error:  # noqa: BLE001  # as above
             on_failure(records.offsets[i], error)
             continue
@@ -89,7 +97,14 @@ def _good(records: RecordBatch, good: list[int], values: list[Any], timestamps: 
 
 
 def _event_times(source: Source, values: list[Any], records: RecordBatch) -> Any:
-    timestamps: Any = records.timestamps if source.time is None else select(source.time, values)
+    timestamps: Any
+    if source.time is None:
+        timestamps = records.timestamps
+    elif source.table and None in values:  # a deletion has no value that could hold its time
+        times = iter(select(source.time, [value for value in values if value is not None]))
+        timestamps = [s if v is None else next(times) for s, v in zip(records.timestamps, values, strict=True)]
+    else:
+        timestamps = select(source.time, values)
     try:
         array("q", timestamps)
     except (TypeError, OverflowError):
@@ -125,6 +140,8 @@ def _check_range(timestamp: int) -> None:
 
 
 def _check_keys(source: Source, values: list[Any], records: RecordBatch) -> None:
+    if source.table and None in records.keys:
+        raise ValueError("the record has no key, by which a table knows its rows; produce with a key")
     if source.keyed_by is None:
         return
     fields = select(source.keyed_by, values)

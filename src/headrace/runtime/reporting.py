@@ -72,7 +72,7 @@ class Reporter:
         totals.records_in += tally.records_in
         totals.records_out += tally.records_out
         totals.late += tally.late.total()
-        totals.errors += tally.errors.total()
+        totals.errors += tally.errors.total() + tally.dead_letters.total()
         for topic, count in tally.records_in.items():
             slot.metrics.input(topic, slot.id.partition).read(count)
         for step, count in tally.sent.items():
@@ -81,6 +81,10 @@ class Reporter:
             self._metrics.step(self._topology, step).late(count)
         for step, count in tally.errors.items():
             self._metrics.step(self._topology, step).failed("skip", count)
+        for step, count in tally.dead_letters.items():
+            self._metrics.step(self._topology, step).failed("dead-letter", count)
+        for step, count in tally.retries.items():
+            self._metrics.step(self._topology, step).retried(count)
 
     def _measure(self, slot: Slot, now_ms: int, monotonic_ms: int) -> None:
         task = slot.task

@@ -55,8 +55,19 @@ class Slot:
     unsent: deque[Append] = field(default_factory=deque)
     """Outputs that the log did not take yet; until it does, the task takes no more records."""
     retry_ms: int = 0
+    batch_ms: int = 0
+    """When the task took its last batch."""
+    batch_records: int = 0
+    """How many records that has, until the task is done with it."""
+    leaving_ms: int = 0
+    """When the task was told to leave."""
     saved_end: int = -1
     """The bound up to which its last checkpoint says that it is finished."""
+
+    @property
+    def parked(self) -> bool:
+        """Return whether the task is in the middle of something and waits."""
+        return self.task is not None and self.task.parked is not None
 
     def move(self, phase: Phase) -> None:
         """Go on to the next phase of its life."""
@@ -104,6 +115,7 @@ class Slot:
         assert self.task is not None
         if (
             self.unsent
+            or self.parked
             or self.task.closing
             or self.task.finished >= bounds.number
             or not self.task.upstream_finished(bounds.number)

@@ -15,12 +15,16 @@ from typing import Any, NamedTuple
 
 import msgpack
 
-from headrace.errors import CorruptError, InvalidError, TopologyError
+from headrace.errors import CorruptError, InvalidError
 from headrace.operators.api import Batch, StepContext
+from headrace.operators.async_map import Caller
 from headrace.record import RecordBatch, TopicPartition
 from headrace.runtime.edges import Append
-from headrace.runtime.executor import Chain, Tally
+from headrace.runtime.executor import Chain
 from headrace.runtime.ingest import decode, ingest
+from headrace.runtime.parking import Parked, Wait, Work, start
+from headrace.runtime.shapes import carry_over
+from headrace.runtime.tally import Tally
 from headrace.runtime.watermarks import InputTime, InternalTime, Running, SourceTime, TaskTime
 from headrace.state.api import Store, WriteBatch
 from headrace.state.cache import Budget
@@ -70,6 +74,7 @@ class Task:
         partitions: How many partitions each output topic has.
         cache_bytes: Memory for its write-behind caches.
         starts: Where to begin in each input if the store does not say.
+        caller: Makes the calls of asynchronous steps; None if there are none.
 
     Raises:
         CorruptError: the store was written by a newer version, or makes no sense.
@@ -86,6 +91,7 @@ class Task:
         partitions: Mapping[str, int],
         cache_bytes: int,
         starts: Mapping[TopicPartition, int],
+        caller: Caller | None = None,
     ) -> None:
         self.id = task_id
         self.budget = Budget(cache_bytes)
@@ -101,7 +107,8 @@ class Task:
         self._owned = {p: self._inputs[p] for p in sub.owns(task_id.partition)}
         """The inputs whose event time counts: those that other tasks read too are there at all times."""
         self._time = TaskTime({partition: item.time for partition, item in self._owned.items()})
-        self._chain = Chain(plan, sub, task_id, partitions, self._context)
+        self._chain = Chain(plan, sub, task_id, partitions, self._context, caller)
+        self._parked: Parked[list[Append]] | None = None
         self._chain.restore(meta.get("sequences", {}))
         self._end: int = meta.get("end", -1)
         self._at_rest = self._end >= 0
@@ -111,9 +118,32 @@ class Task:
         self._shapes = {n.name: n.spec.shape() for n in sub.nodes if isinstance(n, Step) and n.spec.stateful}
         self._settles_clock = bool(self._shapes) and len(times) == 1 and isinstance(times[0], SourceTime)
         if meta:
-            _check_shapes(task_id, meta["shapes"], self._shapes)
+            self._shapes = carry_over(str(task_id), meta["shapes"], self._shapes)
             self._time.watermark = meta["watermark"]
-            self._chain.advance(self._time.watermark)
+            self._do(self._catch_up())
+
+    @property
+    def parked(self) -> Wait | None:
+        """Return what the task waits for, None if for nothing.
+
+        As long as it waits it must be given no records and not be told the time, and there is nothing to report or
+        to checkpoint: it is in the middle of something, which ``resume`` goes on with.
+        """
+        return None if self._parked is None else self._parked.wait
+
+    def resume(self, now_ms: int) -> list[Append]:
+        """Go on with what waits, if it can; return what is to be appended because of it once it is done.
+
+        Args:
+            now_ms: The time by a clock that never goes back.
+
+        Raises:
+            RecordError: a record failed and the policy is to stop; the task must be dropped.
+        """
+        if self._parked is None or not self._parked.wait.over(now_ms):
+            return []
+        parked, self._parked = self._parked, None
+        return self._keep(parked.resume())
 
     @property
     def positions(self) -> dict[TopicPartition, int]:
@@ -147,8 +177,7 @@ class Task:
 
     def take_tally(self) -> Tally:
         """Return what happened since the last call."""
-        tally, self._chain.tally = self._chain.tally, Tally()
-        return tally
+        return self._chain.take_tally()
 
     def held_back_by(self) -> TopicPartition:
         """Return the input that holds the watermark back."""
@@ -162,21 +191,25 @@ class Task:
         return sorted(self._inputs, key=lambda p: self._inputs[p].time.watermark if p in self._owned else -2)
 
     def step(self, partition: TopicPartition, records: RecordBatch) -> list[Append]:
-        """Take a batch of one input and return what is to be appended because of it.
+        """Take a batch of one input and return what is to be appended because of it; see also ``parked``.
 
         Raises:
             RecordError: a record failed and the policy is to stop; the task must be dropped.
         """
+        return self._do(self._step(partition, records))
+
+    def _step(self, partition: TopicPartition, records: RecordBatch) -> Work[list[Append]]:
         item = self._inputs[partition]
         self.changed = True
         self._chain.tally.records_in[partition.topic] += 0 if records.control else len(records)
+        self._chain.take_input(partition, records)
         if isinstance(item.time, InternalTime):
-            self._take_internal(item, item.time, partition, records)
+            yield from self._take_internal(item, item.time, records)
         elif not records.control:
-            self._take_source(item, item.time, partition, records)
+            yield from self._take_source(item, item.time, partition, records)
         item.position = records.next_offset
         self._at_rest = self._at_rest and records.control
-        return self._advance(partition.topic)
+        return (yield from self._advance(partition.topic))
 
     def tick(self, now_ms: int, at_end: Mapping[TopicPartition, bool]) -> list[Append]:
         """Learn the time, and which inputs were read to their end; return what is to be appended because of it.
@@ -184,10 +217,14 @@ class Task:
         What the clock closes must not leave before it is sure to leave in the same way after a crash. So a task whose
         results are otherwise a function of its input proposes to close it (``closing``), and closes it in ``settle``.
         """
+        return self._do(self._tick(now_ms, at_end))
+
+    def _tick(self, now_ms: int, at_end: Mapping[TopicPartition, bool]) -> Work[list[Append]]:
         before = self._time.watermark
         proposed = self._time.tick(now_ms, at_end)
         if self._chain.uses_clock and not self.closing:
-            self.changed |= self._chain.tick(now_ms)
+            acted = yield from self._chain.tick(now_ms)
+            self.changed |= acted
         if self._settles_clock:
             due = self._chain.next_close()
             if not self.closing and due is not None and due <= proposed:
@@ -200,7 +237,7 @@ class Task:
             return self._chain.pack(next(iter(self._inputs)).topic, self._resting, self._end)
         self._time.move(proposed)
         self.changed = True
-        self._chain.advance(self._time.watermark)
+        yield from self._chain.advance(self._time.watermark)
         return self._chain.pack(next(iter(self._inputs)).topic, self._resting, self._end)
 
     @property
@@ -210,6 +247,12 @@ class Task:
 
     def settle(self) -> list[Append]:
         """Close what was proposed, once a checkpoint says so; return what is to be appended because of it."""
+        work, before = self._settle(), self._parked
+        if before is not None:
+            work, self._parked = _one_after_the_other(before, work), None
+        return self._do(work)
+
+    def _settle(self) -> Work[list[Append]]:
         closing, self._closing = self._closing, None
         if closing is None:
             return []
@@ -217,12 +260,12 @@ class Task:
         topic = next(iter(self._inputs)).topic
         if closing.end < 0:
             self._time.move(closing.watermark)
-            self._chain.advance(self._time.watermark)
+            yield from self._chain.advance(self._time.watermark)
             return self._chain.pack(topic, self._resting, self._end)
         appends: list[Append] = []
         while (mark := self._chain.close_at_end()) is not None:
             self._time.watermark = max(self._time.watermark, mark)
-            self._chain.advance(self._time.watermark)
+            yield from self._chain.advance(self._time.watermark)
             appends += self._chain.pack(topic, self._resting, self._end)
         # Whoever reads that this task is finished must have everything that it made before that.
         self._end = closing.end
@@ -258,6 +301,7 @@ class Task:
         Raises:
             RetriableError: the disk is full; the task must be dropped and restored.
         """
+        assert self._parked is None, "a task that waits is in the middle of something"
         batch = WriteBatch()
         meta = {
             "format": FORMAT,
@@ -293,32 +337,50 @@ class Task:
         return [(names[cache.prefix], cache.used_bytes(), *cache.take_lookups()) for cache in self.budget.caches()]
 
     def close(self) -> None:
-        """Close the store; what was not flushed is gone."""
+        """Give up what waits and close the store; what was not flushed is gone."""
+        if self._parked is not None:
+            self._parked.drop()
         self._store.close()
 
-    def _take_source(self, item: _TaskInput, time: SourceTime, partition: TopicPartition, records: RecordBatch) -> None:
+    def _do(self, work: Work[list[Append]]) -> list[Append]:
+        """Do work as far as it goes now; ``resume`` does the rest."""
+        assert self._parked is None, "a task that waits does nothing else"
+        return self._keep(start(work))
+
+    def _keep(self, outcome: list[Append] | Parked[list[Append]]) -> list[Append]:
+        if isinstance(outcome, Parked):
+            self._parked = outcome
+            return []
+        return outcome
+
+    def _catch_up(self) -> Work[list[Append]]:
+        """Let the steps know the watermark that a checkpoint kept."""
+        yield from self._chain.advance(self._time.watermark)
+        return []
+
+    def _take_source(
+        self, item: _TaskInput, time: SourceTime, partition: TopicPartition, records: RecordBatch
+    ) -> Work[None]:
         source = item.node
         assert isinstance(source, Source)
-        batch = ingest(source, records, lambda offset, error: self._fail(source, partition, offset, error))
+        batch = ingest(source, records, lambda offset, error: self._fail(source, offset, error))
         if batch is None:
             return
         if not source.broadcast:
             others = self._time.others(partition)
             batch.running = Running(batch.timestamps, batch.offsets, time, others, self._time.watermark)
-        self._chain.process(source.name, batch, partition)
+        yield from self._chain.process(source.name, batch)
         time.observe(max(batch.timestamps))
 
-    def _take_internal(
-        self, item: _TaskInput, time: InternalTime, partition: TopicPartition, records: RecordBatch
-    ) -> None:
+    def _take_internal(self, item: _TaskInput, time: InternalTime, records: RecordBatch) -> Work[None]:
         if not records.control:
             fresh = self._without_repeats(item, records)
             batch: Batch | None = None
             if fresh is not None:
                 node = item.node
-                batch = decode(node.value, fresh, lambda offset, error: self._fail(node, partition, offset, error))
+                batch = decode(node.value, fresh, lambda offset, error: self._fail(node, offset, error))
             if batch is not None:
-                self._chain.process(item.node.name, batch, partition)
+                yield from self._chain.process(item.node.name, batch)
         if records.progress is not None and records.origin is not None:
             time.observe(records.origin.source.split("/")[2], records.progress)
 
@@ -334,14 +396,14 @@ class Task:
         self._chain.tally.repeats += start
         return None if start == len(records) else records.tail(start)
 
-    def _advance(self, topic: str) -> list[Append]:
+    def _advance(self, topic: str) -> Work[list[Append]]:
         before = self._time.watermark
         if self._time.update() > before:
-            self._chain.advance(self._time.watermark)
+            yield from self._chain.advance(self._time.watermark)
         return self._chain.pack(topic, self._resting, self._end)
 
-    def _fail(self, node: Source | Repartition, partition: TopicPartition, offset: int, error: Exception) -> None:
-        self._chain.fail(node.name, node.on_error, partition, offset, error)
+    def _fail(self, node: Source | Repartition, offset: int, error: Exception) -> None:
+        self._chain.fail(node.name, node.on_error, offset, error)
 
     def _input(
         self,
@@ -373,15 +435,12 @@ class Task:
         return StepContext(step, self._store, prefix, self.budget)
 
 
-def _check_shapes(task: TaskId, kept: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    for step, shape in wanted.items():
-        if step in kept and kept[step] != shape:
-            changed = sorted(name for name in {*shape, *kept[step]} if shape.get(name) != kept[step].get(name))
-            raise TopologyError(
-                f"step {step!r} of task {task} was changed in a way its stored state cannot follow: "
-                f"{', '.join(changed)} {'is' if len(changed) == 1 else 'are'} different",
-                remedy="Give the step a new name= to begin with empty state, or take the change back",
-            )
+def _one_after_the_other(first: Parked[list[Append]], second: Work[list[Append]]) -> Work[list[Append]]:
+    outcome: list[Append] | Parked[list[Append]] = first
+    while isinstance(outcome, Parked):
+        yield outcome.wait
+        outcome = outcome.resume()
+    return outcome + (yield from second)
 
 
 def _read_meta(store: Store, task: TaskId) -> dict[str, Any]:

@@ -8,32 +8,25 @@ long (fetching and uploading checkpoints) runs in jobs, whose ends a turn collec
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
-from concurrent.futures import Executor
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from enum import Enum
 from functools import partial
 from pathlib import Path
 from threading import Event
 
-from headrace.checkpoint.checkpoints import Checkpoints
-from headrace.clock import Clock
 from headrace.errors import FencedError, HeadraceError, RetriableError
-from headrace.log.api import Committed, Group, Lease, Log, Membership
-from headrace.metrics import Metrics
+from headrace.log.api import Committed, Lease, Membership
 from headrace.runtime.assignment import assign
 from headrace.runtime.bounds import Bounds, is_finished, metadata
 from headrace.runtime.checkpointing import Pending, Saved, begin, complete
 from headrace.runtime.edges import Append
 from headrace.runtime.lifecycle import Phase
+from headrace.runtime.parts import Blame, Parts
 from headrace.runtime.recovery import Restored, check_positions, restore, snapshot_directory
 from headrace.runtime.reporting import Reporter, Totals
 from headrace.runtime.slot import Slot
 from headrace.runtime.task import Task
-from headrace.settings import Settings
-from headrace.state.api import StoreFactory
-from headrace.topology.plan import Plan, TaskId
+from headrace.topology.plan import TaskId
 
 _log = logging.getLogger("headrace")
 
@@ -43,38 +36,12 @@ _TICK_MS = 100
 """How often tasks learn the time, report progress downstream and are looked at for checkpoints."""
 _IDLE_MS = 10
 """How long to wait when there was nothing to do."""
+_PARKED_MS = 1
+"""The same while a task waits for calls, which may end at any time."""
 _RETRY_MS = 500
 """How long to wait before a log that refused an append is asked again, and before a job that failed begins anew."""
 _LONGEST_RETRY_MS = 30_000
 """What that grows to for jobs that fail again and again."""
-
-
-class Blame(Enum):
-    """Whose fault it was that a turn failed."""
-
-    WORKER = "worker"
-    """No task's: the group or the log cannot be used."""
-    TASK = "task"
-    """A task's, which was dropped."""
-    NOBODY = "nobody"
-    """A task's that another worker has taken over: it was dropped, and there is nothing to report."""
-
-
-@dataclass(frozen=True, slots=True)
-class Parts:
-    """What a worker works with."""
-
-    plan: Plan
-    log: Log
-    group: Group
-    checkpoints: Checkpoints
-    stores: StoreFactory
-    jobs: Executor
-    clock: Clock
-    metrics: Metrics
-    settings: Settings
-    partitions: Mapping[str, int]
-    """How many partitions every output topic has."""
 
 
 class Worker:
@@ -134,7 +101,9 @@ class Worker:
             self._tick()
         if self._draining and not self._slots and not self.done:
             self._leave()
-        return 0 if worked or self.done else _IDLE_MS
+        if worked or self.done:
+            return 0
+        return _PARKED_MS if any(slot.parked for slot in self._slots.values()) else _IDLE_MS
 
     def drain(self) -> None:
         """Hand every task over, after a last checkpoint, and then leave."""
@@ -218,6 +187,7 @@ class Worker:
         """Stop feeding a task; it goes after its last checkpoint, or at once if it has nothing to keep."""
         if slot.phase is Phase.RUNNING:
             slot.move(Phase.LEAVING)
+            slot.leaving_ms = self._parts.clock.monotonic_ms()
         elif slot.phase is Phase.RESTORING:
             self._release(slot)
 
@@ -272,11 +242,24 @@ class Worker:
                         self._saved(slot, result)
         for slot in [s for s in self._slots.values() if s.phase is Phase.LEAVING and s.job is None]:
             assert slot.task is not None
-            if slot.task.changed or slot.unsent:
+            if slot.parked:
+                self._leave_behind(slot)
+            elif slot.task.changed or slot.unsent:
                 with self._working_on(slot):
                     self._checkpoint(slot)
             else:
                 self._release(slot)
+
+    def _leave_behind(self, slot: Slot) -> None:
+        """Let a task that waits go without a last checkpoint if it has waited for too long."""
+        waited_ms = self._parts.clock.monotonic_ms() - slot.leaving_ms
+        if waited_ms < self._parts.settings.drain_timeout_ms // 2:
+            return
+        _log.warning(
+            "task %s leaves without a last checkpoint, as calls of its steps did not end within %d ms: its records "
+            "since the one before will be processed again", slot.id, waited_ms,
+        )  # fmt: skip
+        self._release(slot)
 
     def _start_restores(self) -> None:
         now_ms = self._parts.clock.monotonic_ms()
@@ -322,7 +305,7 @@ class Worker:
         try:
             task = Task(
                 parts.plan, slot.sub, slot.id, store,
-                partitions=parts.partitions, cache_bytes=cache_bytes, starts=starts,
+                partitions=parts.partitions, cache_bytes=cache_bytes, starts=starts, caller=parts.calls,
             )  # fmt: skip
             check_positions(task, parts.log, self._internal)
         except BaseException:
@@ -391,6 +374,8 @@ class Worker:
             with self._working_on(slot):
                 if slot.unsent:
                     self._send(slot, [])
+                elif slot.parked:
+                    worked |= self._resume(slot)
                 elif slot.phase is Phase.RUNNING:
                     worked |= self._feed(slot)
         return worked
@@ -415,13 +400,28 @@ class Worker:
                 slot.task.finish(self._bounds.number)
                 return True
             return False
-        started = self._parts.clock.monotonic_ms()
+        slot.batch_ms = self._parts.clock.monotonic_ms()
         partition, batch = found
+        slot.batch_records = len(batch)
         slot.read_time_ms[partition] = batch.timestamps[-1]
         self._send(slot, slot.task.step(partition, batch))
-        slot.task.relieve()
-        slot.metrics.batch(len(batch), (self._parts.clock.monotonic_ms() - started) / 1000)
+        self._stepped(slot)
         return True
+
+    def _resume(self, slot: Slot) -> bool:
+        """Let a task that waits go on if it can; return whether it has done what it was at."""
+        assert slot.task is not None
+        self._send(slot, slot.task.resume(self._parts.clock.monotonic_ms()))
+        self._stepped(slot)
+        return not slot.parked
+
+    def _stepped(self, slot: Slot) -> None:
+        if slot.task is None or slot.parked:
+            return
+        slot.task.relieve()
+        if slot.batch_records:
+            slot.metrics.batch(slot.batch_records, (self._parts.clock.monotonic_ms() - slot.batch_ms) / 1000)
+            slot.batch_records = 0
 
     def _send(self, slot: Slot, appends: list[Append]) -> None:
         """Append what a task wants appended, in order; what the log refuses is tried again later."""
@@ -448,7 +448,7 @@ class Worker:
     def _tick(self) -> None:
         now_ms, monotonic = self._parts.clock.now_ms(), self._parts.clock.monotonic_ms()
         for slot in list(self._slots.values()):
-            if slot.phase is Phase.RUNNING and not slot.unsent:
+            if slot.phase is Phase.RUNNING and not slot.unsent and not slot.parked:
                 with self._working_on(slot):
                     self._tick_task(slot, now_ms, monotonic)
         self._current = None
@@ -462,6 +462,8 @@ class Worker:
             return
         if self._bounds is None:
             self._send(slot, slot.task.tick(now_ms, slot.at_end()))
+            if slot.parked:
+                return
         if monotonic - slot.reported_ms >= max(_TICK_MS, slot.task.report_interval_ms):
             slot.reported_ms = monotonic
             self._send(slot, slot.task.report())

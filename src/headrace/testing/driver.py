@@ -11,6 +11,7 @@ wrote is there to be read::
 
 from __future__ import annotations
 
+import weakref
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -29,6 +30,8 @@ from headrace.runtime.task import Task
 from headrace.serde.api import Serde
 from headrace.settings import duration_ms
 from headrace.state.memory import MemoryStore
+from headrace.testing.interruptions import Interruptions
+from headrace.testing.skipped_waits import SkippedWaits
 from headrace.topology.graph import Graph, Node, Repartition, Source
 from headrace.topology.plan import Plan, plan
 
@@ -131,6 +134,8 @@ class TopologyTestDriver:
         """How many records came too late, by step."""
         self.skipped: Counter[str] = Counter()
         """How many records failed and were skipped, by step."""
+        self.dead_letters: Counter[str] = Counter()
+        """How many records failed and were kept as dead letters, by step; ``read`` gives them as they were: bytes."""
         self.repeats = 0
         """How many internal records were dropped because they had come before a crash already."""
         self._cache_bytes = cache_bytes
@@ -141,6 +146,8 @@ class TopologyTestDriver:
         widest = max(counts.values())
         self._sinks = {sink.name: (sink, _key_serde(graph, sink)) for sink in self._plan.sinks()}
         outputs = {sink.topic: sink.partitions or widest for sink, _ in self._sinks.values()}
+        if (letters := self._plan.dead_letter_topic()) is not None:
+            outputs.setdefault(letters, widest)
         self._sources = {node.topic: node for node in graph.nodes if isinstance(node, Source)}
         self._partitions = {**outputs, **counts, **self._plan.internal_topics()}
         self._sent = {_at(topic, p): _SourcePartition() for topic, n in counts.items() for p in range(n)}
@@ -151,6 +158,9 @@ class TopologyTestDriver:
             for p in range(n)
         }
         self._unread: dict[str, list[Append]] = {topic: [] for topic in outputs}
+        self._interruptions = Interruptions()
+        self._waits = SkippedWaits()
+        weakref.finalize(self, self._waits.close)
         self._keyless = count()
         self._bound = 0
         self._ended = False
@@ -158,6 +168,11 @@ class TopologyTestDriver:
         self._tasks: dict[str, Task] = {}
         self._stores: dict[str, MemoryStore] = {}
         self._rebuild(str(task) for task in self._plan.tasks())
+
+    @property
+    def plan(self) -> Plan:
+        """How the topology is cut into tasks."""
+        return self._plan
 
     @property
     def tasks(self) -> list[str]:
@@ -168,6 +183,11 @@ class TopologyTestDriver:
     def outputs(self) -> list[str]:
         """The topics that the topology writes to."""
         return sorted(self._unread)
+
+    @property
+    def waited_ms(self) -> int:
+        """How long tasks would have waited to make calls again: a wait passes at once and does not move ``now_ms``."""
+        return self._waits.waited_ms
 
     def send(
         self, topic: str, value: Any, key: Any = None, timestamp: int | None = None, *, partition: int | None = None
@@ -278,12 +298,39 @@ class TopologyTestDriver:
 
         What they had written stays written, and what they had read since is read again.
         """
-        self._rebuild(self._named(tasks))
-        for task in self._tasks.values():
-            self._append(task.settle())
+        self._lose(self._named(tasks))
         self._settle()
         if self._ended:
             self._finish()
+
+    def crash_after(self, *tasks: str, steps: int) -> None:
+        """Let a crash as by ``crash`` come by itself, in the middle of whatever the driver does then.
+
+        Args:
+            tasks: Which are lost, by id; all of them if none is named.
+            steps: After how many further steps of any task. A step is a batch taken (see ``batch_records``), or
+                windows and timers closed because the clock or the end of the input says so.
+
+        Example:
+            >>> from headrace import Topology
+            >>> topology = Topology("doubled")
+            >>> topology.stream("numbers", value=int).map(lambda n: 2 * n).to("doubles")
+            >>> driver = TopologyTestDriver(topology, batch_records=1)
+            >>> driver.crash_after(steps=2)
+            >>> driver.send_many("numbers", [1, 2, 3])
+            >>> [record.value for record in driver.read("doubles")]
+            [2, 4, 2, 4, 6]
+        """
+        self._interruptions.crash_after(steps, self._named(tasks))
+
+    def checkpoint_every(self, *, steps: int) -> None:
+        """Checkpoint all tasks by itself after every so many steps of any task; 0 for no longer."""
+        self._interruptions.checkpoint_every(steps)
+
+    @property
+    def steps(self) -> list[str]:
+        """The task that made each step so far; what a step is, ``crash_after`` says."""
+        return list(self._interruptions.steps)
 
     def _named(self, tasks: Sequence[str]) -> list[str]:
         unknown = sorted(set(tasks).difference(self._tasks))
@@ -311,54 +358,84 @@ class TopologyTestDriver:
                 partitions=self._partitions,
                 cache_bytes=self._cache_bytes,
                 starts={},
+                caller=self._waits.caller,
             )
+
+    def _lose(self, names: Iterable[str]) -> None:
+        self._rebuild(names)
+        for task in self._tasks.values():
+            self._finished(task, task.settle())
+
+    def _stepped(self, name: str) -> None:
+        """Let happen what is planned for after this step."""
+        checkpoint, lost = self._interruptions.stepped(name)
+        if checkpoint:
+            self.checkpoint()
+        if lost:
+            self._lose(lost)
 
     def _settle(self) -> None:
         """Process everything that there is, and tell the tasks the time."""
         self._run()
-        for task in self._tasks.values():
-            self._append(task.tick(self.now_ms, dict.fromkeys(task.positions, True)))
-            self._close(task)
-            self._append(task.report())
+        losses = self._interruptions.losses
+        for name in self._tasks:
+            task = self._tasks[name]
+            self._finished(task, task.tick(self.now_ms, dict.fromkeys(task.positions, True)))
+            self._close(name)
+            self._append(self._tasks[name].report())
             self._run()
+        if self._interruptions.losses > losses:
+            self._settle()  # the new tasks do not know the time yet
 
     def _run(self) -> None:
         busy = True
         while busy:
             busy = False
-            for task in self._tasks.values():
-                while self._step(task):
+            for name in self._tasks:  # a step may lose tasks, and new ones take their names
+                while self._step(name):
                     busy = True
-                self._append(task.report())
+                self._append(self._tasks[name].report())
 
-    def _step(self, task: Task) -> bool:
+    def _step(self, name: str) -> bool:
         """Give a task the next batch of the input that is furthest behind; return whether there was one."""
+        task = self._tasks[name]
         for partition in task.inputs_by_time():
             log = self._sent.get(partition) or self._written[partition]
             position = task.positions[partition]
             if position < log.end:
-                self._append(task.step(partition, log.read(position, self._batch_records)))
+                self._finished(task, task.step(partition, log.read(position, self._batch_records)))
                 task.relieve()
-                tally = task.take_tally()
-                self.late += tally.late
-                self.skipped += tally.errors
-                self.repeats += tally.repeats
+                self._stepped(name)
                 return True
         return False
 
     def _finish(self) -> None:
-        for task in self._tasks.values():
+        self._run()
+        while unfinished := [name for name, task in self._tasks.items() if task.finished < self._bound]:
+            self._tasks[unfinished[0]].finish(self._bound)
+            self._close(unfinished[0])
             self._run()
-            if task.finished < self._bound:
-                task.finish(self._bound)
-                self._close(task)
         self._settle()
+        if any(task.finished < self._bound for task in self._tasks.values()):
+            self._finish()  # a crash that was planned for the end
 
-    def _close(self, task: Task) -> None:
+    def _close(self, name: str) -> None:
         """Close what the clock or the end of the input closes, which must be in a checkpoint first."""
+        task = self._tasks[name]
         if task.closing:
-            self.checkpoint(str(task.id))
-            self._append(task.settle())
+            self.checkpoint(name)
+            self._finished(task, task.settle())
+            self._stepped(name)
+
+    def _finished(self, task: Task, appends: list[Append]) -> None:
+        """Let a task end what it is at, and take what comes of it."""
+        self._waits.now = self.now_ms
+        self._append(appends + self._waits.finish(task))
+        tally = task.take_tally()
+        self.late += tally.late
+        self.skipped += tally.errors
+        self.dead_letters += tally.dead_letters
+        self.repeats += tally.repeats
 
     def _append(self, appends: Iterable[Append]) -> None:
         for partition, batch in appends:
@@ -369,6 +446,9 @@ class TopologyTestDriver:
                 self._sent[partition].append(batch)
 
     def _decoded(self, partition: TopicPartition, batch: RecordBatch) -> Iterable[Record]:
+        if partition.topic == self._plan.dead_letter_topic():
+            yield from batch.records(*partition)
+            return
         assert batch.origin is not None
         sink, key_serde = self._sinks[batch.origin.source.split("/")[1]]
         for record in batch.records(*partition):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
+from headrace.operators import retrying
 from headrace.operators.api import MAIN, Spec
 from headrace.operators.selectors import Selector
 from headrace.serde.api import Serde
 
-ErrorPolicy = Literal["stop", "skip"]
+ErrorPolicy = retrying.ErrorPolicy
 """What happens with a record that cannot be decoded or processed."""
 
 
@@ -45,6 +46,8 @@ class Source:
     idle_after_ms: int = 30_000
     broadcast: bool = False
     """True if every task that reads it reads all partitions: a global table."""
+    table: bool = False
+    """True if each record is the row of its key from there on, or, without a value, deletes it."""
     on_error: ErrorPolicy = "stop"
     location: Location = Location("", 0)
     inputs: tuple[Port, ...] = ()
@@ -67,7 +70,8 @@ class Repartition:
 
     name: str
     inputs: tuple[Port, ...]
-    selector: Selector
+    selector: Selector | None
+    """Gives the new key; None if the records have it already."""
     key: Serde[Any]
     value: Serde[Any]
     on_error: ErrorPolicy = "stop"

@@ -1,0 +1,47 @@
+"""What a worker works with, and whom it blames."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from enum import Enum
+
+from headrace.checkpoint.checkpoints import Checkpoints
+from headrace.clock import Clock
+from headrace.log.api import Group, Log
+from headrace.metrics import Metrics
+from headrace.runtime.calls import AsyncCalls
+from headrace.settings import Settings
+from headrace.state.api import StoreFactory
+from headrace.topology.plan import Plan
+
+
+class Blame(Enum):
+    """Whose fault it was that a turn failed."""
+
+    WORKER = "worker"
+    """No task's: the group or the log cannot be used."""
+    TASK = "task"
+    """A task's, which was dropped."""
+    NOBODY = "nobody"
+    """A task's that another worker has taken over: it was dropped, and there is nothing to report."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What a worker works with."""
+
+    plan: Plan
+    log: Log
+    group: Group
+    checkpoints: Checkpoints
+    stores: StoreFactory
+    jobs: Executor
+    clock: Clock
+    metrics: Metrics
+    settings: Settings
+    partitions: Mapping[str, int]
+    """How many partitions every output topic has."""
+    calls: AsyncCalls | None = None
+    """Makes the calls of asynchronous steps; None if there are none."""

@@ -1,0 +1,28 @@
+"""What a task counts, until somebody takes the counts."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+
+@dataclass(slots=True)
+class Tally:
+    """What happened since somebody last took the tally."""
+
+    records_in: Counter[str] = field(default_factory=Counter)
+    """By topic."""
+    records_out: Counter[str] = field(default_factory=Counter)
+    """By topic."""
+    sent: Counter[str] = field(default_factory=Counter)
+    """By the step that wrote them."""
+    late: Counter[str] = field(default_factory=Counter)
+    """By step."""
+    errors: Counter[str] = field(default_factory=Counter)
+    """By step; only those that were skipped."""
+    dead_letters: Counter[str] = field(default_factory=Counter)
+    """By the step that failed on them."""
+    retries: Counter[str] = field(default_factory=Counter)
+    """Calls that were made again, by step."""
+    repeats: int = 0
+    """Records of internal topics that were there before."""
