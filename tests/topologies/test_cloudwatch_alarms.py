@@ -50,22 +50,25 @@ def computed(metric: str, data: Iterable[Datum]) -> list[tuple[str, int, str, st
     }[alarm.comparison]
     count, needed = alarm.evaluation_periods, alarm.datapoints_to_alarm
     marks = "-" * count
-    state = state_from(marks, alarm, needed)
+    state = state_from(marks, alarm, needed, "INSUFFICIENT_DATA")
     changes = []
     for period in range(min(values), max(values) + count + 1):
         mark = "-" if period not in values else "X" if breaches(statistic(values[period])) else "0"
         marks = (marks + mark)[-count:]
-        before, state = state, state_from(marks, alarm, needed)
+        before, state = state, state_from(marks, alarm, needed, state)
         if state != before:
             changes.append((metric, (period + 1) * FIVE, before, state))
     return changes
 
 
-def state_from(marks: str, alarm: Alarm, needed: int) -> str:
+def state_from(marks: str, alarm: Alarm, needed: int, before: str) -> str:
     if alarm.treat_missing_data == "breaching":
         marks = marks.replace("-", "X")
     elif alarm.treat_missing_data == "notBreaching":
         marks = marks.replace("-", "0")
+    elif alarm.treat_missing_data == "ignore":
+        if marks.count("X") < needed and re.search(f"^-*$|^[0-]*(X[X-]{{{needed - 1},}})$", marks):
+            return before
     elif set(marks) == {"-"}:
         return "INSUFFICIENT_DATA"
     elif re.search(f"^[0-]*(X[X-]{{{needed - 1},}})$", marks):
@@ -85,6 +88,9 @@ def made_up() -> list[Datum]:
 def test_alarms_are_raised_and_cleared() -> None:
     found = [(metric, at // MINUTE, before, now) for metric, at, before, now in map(brief, alarms_of(made_up()))]
     assert found == [
+        ("batch.failures", 5, "INSUFFICIENT_DATA", "OK"),
+        ("batch.failures", 20, "OK", "ALARM"),
+        ("batch.failures", 305, "ALARM", "OK"),  # nothing was heard of it for more than four hours
         ("cache.hits", 5, "INSUFFICIENT_DATA", "OK"),
         ("cache.hits", 25, "OK", "ALARM"),  # of the last three one is missing, the others breach
         ("cache.hits", 30, "ALARM", "OK"),
@@ -112,6 +118,18 @@ def test_they_are_what_a_direct_computation_says() -> None:
     assert list(map(brief, alarms_of(data))) == [c for metric in metrics for c in computed(metric, data)]
 
 
+def test_an_ignored_gap_outlives_every_window_and_a_restart() -> None:
+    data = [datum for datum in made_up() if datum.metric == "batch.failures"]
+    driver = TopologyTestDriver(topology, cache_bytes=0)
+    for datum in data:
+        driver.send("metrics", datum)
+        driver.restart()
+    driver.end_input()
+    found = [brief(record.value) for record in driver.read("alarms")]
+    assert found == computed("batch.failures", data)
+    assert len(found) == 3
+
+
 @pytest.mark.parametrize("cut", [1, 5])
 def test_batches_make_no_difference(cut: int) -> None:
     assert alarms_of(made_up(), cut) == alarms_of(made_up())
@@ -125,29 +143,34 @@ def test_a_change_says_why() -> None:
 
 
 STATES = [
-    # The last three periods, what is needed, and the state if missing data is missing, breaching, notBreaching.
-    ("XX0", 3, "OK", "OK", "OK"),
-    ("0--", 3, "OK", "OK", "OK"),
-    ("---", 3, "INSUFFICIENT_DATA", "ALARM", "OK"),
-    ("XXX", 3, "ALARM", "ALARM", "ALARM"),
-    ("X--", 3, "ALARM", "ALARM", "OK"),
-    ("--X", 3, "OK", "ALARM", "OK"),
-    ("-X-", 3, "OK", "ALARM", "OK"),
-    ("X0X", 2, "ALARM", "ALARM", "ALARM"),
-    ("--0", 2, "OK", "ALARM", "OK"),
-    ("-X-", 2, "ALARM", "ALARM", "OK"),
-    ("X-0", 2, "OK", "ALARM", "OK"),
-    ("0-X", 2, "OK", "ALARM", "OK"),
+    # The last three periods, what is needed, and the state if missing data is missing, breaching, notBreaching, and
+    # ignore, where "-" stands for the state before.
+    ("XX0", 3, "OK", "OK", "OK", "OK"),
+    ("0--", 3, "OK", "OK", "OK", "OK"),
+    ("---", 3, "INSUFFICIENT_DATA", "ALARM", "OK", "-"),
+    ("XXX", 3, "ALARM", "ALARM", "ALARM", "ALARM"),
+    ("X--", 3, "ALARM", "ALARM", "OK", "-"),
+    ("--X", 3, "OK", "ALARM", "OK", "OK"),
+    ("-X-", 3, "OK", "ALARM", "OK", "OK"),
+    ("X0X", 2, "ALARM", "ALARM", "ALARM", "ALARM"),
+    ("--0", 2, "OK", "ALARM", "OK", "OK"),
+    ("-X-", 2, "ALARM", "ALARM", "OK", "-"),
+    ("X-0", 2, "OK", "ALARM", "OK", "OK"),
+    ("0-X", 2, "OK", "ALARM", "OK", "OK"),
 ]
 
 
-@pytest.mark.parametrize(("marks", "needed", "missing", "breaching", "not_breaching"), STATES)
-def test_missing_data(marks: str, needed: int, missing: str, breaching: str, not_breaching: str) -> None:
+@pytest.mark.parametrize(("marks", "needed", "missing", "breaching", "not_breaching", "ignored"), STATES)
+def test_missing_data(marks: str, needed: int, missing: str, breaching: str, not_breaching: str, ignored: str) -> None:
     values = [{"X": 2.0, "0": 0.0, "-": None}[mark] for mark in marks]
     treatments = [("missing", missing), ("breaching", breaching), ("notBreaching", not_breaching)]
     for treatment, expected in treatments:
         alarm = Alarm(threshold=1, datapoints_to_alarm=needed, treat_missing_data=treatment)  # type: ignore[arg-type]
-        assert state_of(alarm, values)[0] == expected, treatment
+        assert state_of(alarm, values, "OK")[0] == expected, treatment
+    alarm = Alarm(threshold=1, datapoints_to_alarm=needed, treat_missing_data="ignore")
+    for before in ("OK", "ALARM", "INSUFFICIENT_DATA"):
+        expected = before if ignored == "-" else ignored
+        assert state_of(alarm, values, before)[0] == expected, before  # type: ignore[arg-type]
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason=f"the real series are not at {REAL.name} in the folder beside this one")
@@ -156,7 +179,7 @@ def test_real_series(monkeypatch: pytest.MonkeyPatch) -> None:
     data: list[Datum] = []
     kinds = itertools.cycle(itertools.product(
         ["GreaterThanThreshold", "LessThanOrEqualToThreshold"],
-        ["missing", "breaching", "notBreaching"],
+        ["missing", "breaching", "notBreaching", "ignore"],
         [(1, 1), (3, 2), (5, 3), (4, 4)],
     ))  # fmt: skip
     names = itertools.cycle(["Average", "Sum", "Minimum", "Maximum"])
