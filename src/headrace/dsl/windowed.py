@@ -5,15 +5,14 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Generic, Literal, TypeVar
 
-from headrace.dsl.definition import user_location
-from headrace.errors import TopologyError
+from headrace.dsl.definition import check_aggregated_fields
+from headrace.dsl.windows import check_joins, emission_of
 from headrace.operators.aggregates import Aggregate
-from headrace.operators.api import Spec
+from headrace.operators.aggregation import WindowedAggregate, Windows
 from headrace.operators.compiled import check_aggregates
+from headrace.operators.emission import Every, When
 from headrace.operators.selectors import decode_keys
-from headrace.operators.sessions import SessionAggregate
-from headrace.operators.windowed import LATE, WindowedAggregate
-from headrace.operators.windows import SessionWindows, Windows
+from headrace.operators.windowed import LATE
 from headrace.serde.msgpack import Msgpack
 from headrace.topology.graph import ErrorPolicy, Port
 
@@ -34,18 +33,28 @@ class WindowedStream(Generic[V]):
     def aggregate(
         self,
         *,
-        emit: Literal["close"] = "close",
+        emit: Literal["close", "update"] | Every | When = "close",
         name: str | None = None,
         on_error: ErrorPolicy | None = None,
         **aggregates: Aggregate,
     ) -> WindowResults:
-        """Aggregate each window of each key and emit one result when it closes.
+        """Aggregate each window of each key and emit one result when it closes, or as ``emit`` says.
 
         A result is a dict: ``key``, ``window_start``, ``window_end`` (milliseconds) and the aggregates by name. It
-        has the key of its records and the timestamp ``window_end - 1``.
+        has the key of its records and, at a close, the timestamp ``window_end - 1``.
 
         Args:
-            emit: When results leave: at ``"close"``, once the watermark has passed the window's end and lateness.
+            emit: When results leave.
+
+                - ``"close"``: once, when the watermark has passed the window's end and lateness.
+                - ``"update"``: after every record, one for each window that it is in, and nothing at the close. A
+                  result carries the timestamp of its record, or the watermark before it if that is more, so that it
+                  is never late for what follows. For a session it is about the session as it is then, which may have
+                  taken in others that had results of their own.
+                - ``every("10s")``: at regular times what has changed, and at the close; see ``every``.
+                - ``when(predicate)``: once something is true of the result, and at the close; see ``when``.
+
+                Sliding and counting windows emit at their close only.
             name: The step's name, under which its state is kept.
             on_error: What happens with a record that an aggregate fails on; the topology's policy if None.
             **aggregates: What to compute, from ``headrace.agg``.
@@ -54,7 +63,7 @@ class WindowedStream(Generic[V]):
             The results, and in ``.late`` the records that came too late for any window.
 
         Raises:
-            TopologyError: an aggregate is none or has a reserved name.
+            TopologyError: an aggregate is none or has a reserved name, or ``emit`` is not for these windows.
 
         Example:
             >>> from headrace import Topology, agg, tumbling
@@ -64,15 +73,12 @@ class WindowedStream(Generic[V]):
         from headrace.dsl.keyed import WindowResults
 
         check_aggregates(aggregates)
-        if emit != "close":
-            raise TopologyError(f'emit must be "close", not {emit!r} ({user_location()})')
         stream, windows = self._stream, self._windows
+        check_aggregated_fields(getattr(stream._value, "kind", None), aggregates)
+        check_joins(windows, aggregates)
         key = stream._key
-        spec: Spec
-        if isinstance(windows, SessionWindows):
-            spec = SessionAggregate(windows, dict(aggregates), self._lateness_ms, partial(decode_keys, key))
-        else:
-            spec = WindowedAggregate(windows, dict(aggregates), self._lateness_ms, partial(decode_keys, key))
+        emission = emission_of(emit, windows)
+        spec = WindowedAggregate(windows, dict(aggregates), self._lateness_ms, partial(decode_keys, key), emission)
         port = stream._step(spec, windows.label, name, on_error)
         late = stream._same(Port(port.node, LATE))
         return WindowResults(stream._definition, port, port.node, Msgpack(), key, late)
