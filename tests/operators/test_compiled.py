@@ -14,7 +14,10 @@ Live = dict[bytes, Accumulators]
 ALL = {
     "n": agg.count(), "total": agg.sum("x"), "low": agg.min("x"), "high": agg.max("x"), "mean": agg.mean("x"),
     "first": agg.first("x"), "last": agg.last("x"), "all": agg.collect("x"), "every": agg.collect("x"),
-    "most": agg.reduce(max, "x"),
+    "most": agg.reduce(max, "x"), "kinds": agg.count_distinct("x"), "some": agg.collect("x", 2),
+    "spread": agg.variance("x"), "top": agg.top(2, "x"), "folded": agg.fold(0, lambda a, x: a + x, selector="x"),
+    "odd": agg.sum("x").where(lambda value: value["x"] % 2),
+    "both": agg.combine(lambda each, n: n, each=agg.collect("x"), n=agg.sum("x")),
 }  # fmt: skip
 
 

@@ -38,7 +38,7 @@ from headrace.serde.msgpack import Msgpack
 Accumulators = list[Any]
 """One accumulator per aggregate."""
 
-RESERVED = ("key", "window_start", "window_end")
+RESERVED = ("key", "window_start", "window_end", "final")
 """Fields of a window result that no aggregate may be called."""
 
 _PLAIN = frozenset([dict, list, str, int, float, bool, bytes, type(None)])
@@ -68,7 +68,7 @@ class Compiled:
     results: Callable[[Sequence[Any], Sequence[Accumulators], int, int], list[dict[str, Any]]]
     """(keys, accumulators, window start, window end) -> window results."""
     merge: Callable[[Accumulators, Accumulators], Accumulators]
-    """Combine two groups, the earlier first."""
+    """Combine two groups, the earlier first; only if ``check_mergeable`` finds nothing wrong."""
 
     def update(
         self,
@@ -111,8 +111,8 @@ def compile_aggregates(aggregates: Mapping[str, Aggregate]) -> Compiled:
             _results_source(list(aggregates), items),
         ]
     )
-    _execute(source, scope)
-    merges = [item.merge for item in items]
+    execute(source, scope)
+    merges: list[Any] = [item.merge for item in items]
     return Compiled(
         scope["update_objects"],
         scope["update_mappings"],
@@ -136,6 +136,24 @@ def check_aggregates(aggregates: Mapping[str, Any]) -> None:
             raise TopologyError(f"an aggregate cannot be called {name!r}: every window result has a field of that name")
 
 
+def check_mergeable(aggregates: Mapping[str, Aggregate], what: str) -> None:
+    """Refuse aggregates that cannot make one group of two, where that may be asked of them.
+
+    Args:
+        aggregates: Aggregates by name.
+        what: What joins groups, such as ``"session windows"``.
+
+    Raises:
+        TopologyError: names the first that cannot.
+    """
+    for name, item in aggregates.items():
+        if item.merge is None:
+            raise TopologyError(
+                f"{name}= cannot be used in {what}, which join groups, because {item.name} has no merge",
+                remedy="Give it merge=, a function of two accumulators",
+            )
+
+
 class RowCodec:
     """Accumulators as MessagePack arrays, encoded and decoded by the column."""
 
@@ -144,6 +162,13 @@ class RowCodec:
         self._names = list(aggregates)
         kinds = [Any if item.kind is None else item.kind for item in aggregates.values()]
         self._plain = [item.kind is None for item in aggregates.values()]
+        self._plain_parts = [
+            (i, j)
+            for i, item in enumerate(aggregates.values())
+            for j, part in enumerate(item.parts)
+            if item.kind is not None and part.kind is None
+        ]
+        """Where plain values stand beside others of a type in one accumulator."""
         typed = not all(self._plain)
         self._serde = Msgpack(tuple[tuple(kinds)] if typed else list)  # type: ignore[misc]
         self._typed = typed
@@ -173,6 +198,10 @@ class RowCodec:
             strange = {type(row[i]) for row in rows} - _PLAIN if plain else set()
             if strange:
                 self._refuse(i, min(kind.__name__ for kind in strange))
+        for i, j in self._plain_parts:
+            found = [row[i][j] for row in rows if row[i] is not None]
+            if found and not _comes_back(found[0]):
+                self._refuse(i, type(found[0]).__name__)
         if rows:
             for i, value in enumerate(rows[0]):
                 if self._plain[i] and not _comes_back(value):
@@ -205,7 +234,8 @@ def _alike(value: Any, again: Any) -> bool:
     return True
 
 
-def _value_of(i: int, item: Aggregate, mappings: bool) -> str:
+def value_expression(i: int, item: Aggregate, mappings: bool) -> str:
+    """Return the source of what the aggregate at place ``i`` takes of ``value``."""
     if item.selector is None:
         return "value"
     if not isinstance(item.selector, str):
@@ -224,7 +254,7 @@ def _update_source(name: str, items: Sequence[Aggregate], mappings: bool) -> str
     for i, item in enumerate(items):
         counts = item.inline == COUNT_INLINE
         if not counts:
-            select.append(f"x{i} = {_value_of(i, item, mappings)}")
+            select.append(f"x{i} = {value_expression(i, item, mappings)}")
         time = "time" if timed else "0"
         if item.inline is None:
             firsts.append(f"first{i}(x{i}, {time})")
@@ -267,7 +297,7 @@ def _results_source(names: Sequence[str], items: Sequence[Aggregate]) -> str:
     return f"def results(keys, rows, start, end):\n    return [{{{', '.join(fields)}}} for key, acc in zip(keys, rows)]"
 
 
-def _execute(source: str, scope: dict[str, Any]) -> None:
+def execute(source: str, scope: dict[str, Any]) -> None:
     """Run generated source under a name of its own, so that tracebacks show its lines."""
     name = f"<headrace aggregates {zlib.crc32(source.encode()):08x}>"
     linecache.cache[name] = (len(source), None, source.splitlines(keepends=True), name)

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from operator import attrgetter, itemgetter
-from typing import Any
+from typing import Any, TypeVar
 
 from headrace.serde.api import Serde
 from headrace.serde.primitives import Str
 
 Selector = str | Callable[[Any], Any]
 """A field of mappings and objects alike, or a function of the value."""
+
+V = TypeVar("V")
+
+SelectorOf = str | Callable[[V], Any]
+"""A ``Selector`` for values of one type, so that a type checker looks into the function."""
 
 
 def selector_name(selector: Selector) -> str:
@@ -67,6 +72,20 @@ def select(selector: Selector, values: list[Any]) -> list[Any]:
         return list(map(get, values))
     except (KeyError, AttributeError, TypeError):
         return [_field(selector, value) for value in values]
+
+
+def getter(selector: Selector | None) -> Callable[[Any], Any]:
+    """Return the function that applies ``selector`` to one value; all of it if None.
+
+    Example:
+        >>> getter("a")({"a": 1}), getter(None)(5)
+        (1, 5)
+    """
+    if selector is None:
+        return lambda value: value
+    if not isinstance(selector, str):
+        return selector
+    return lambda value: _field(selector, value)
 
 
 def _field(name: str, value: Any) -> Any:
