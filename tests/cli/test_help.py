@@ -10,7 +10,8 @@ import pytest
 from headrace.cli.options import option_of
 from headrace.settings import Settings, variable_of
 
-COMMANDS = ["demo", "run", "describe", "produce", "consume", "topics", "groups", "checkpoints"]
+COMMANDS = ["demo", "run", "describe", "produce", "consume", "topics", "groups", "checkpoints", "dead-letter"]
+LETTERS = ["list", "show", "replay"]
 
 
 def test_every_command_is_listed(headrace):
@@ -26,6 +27,12 @@ def test_every_command_shows_an_example(headrace, command):
     ran = headrace(command, "--help")
     assert ran.code == 0
     assert f"\n  headrace {command}" in ran.out
+
+
+@pytest.mark.parametrize("command", LETTERS)
+def test_every_command_for_dead_letters_shows_an_example(headrace, command):
+    assert f"\n  headrace dead-letter {command} card-spend" in headrace("dead-letter", command, "--help").out
+    assert command in headrace("dead-letter", "--help").out.partition("Commands:")[2].split()
 
 
 @pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(Settings)])

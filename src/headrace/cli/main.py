@@ -10,6 +10,7 @@ from typer.core import TyperGroup
 
 from headrace.cli.checkpoints import checkpoints
 from headrace.cli.consume import consume
+from headrace.cli.dead_letter import commands as dead_letter_commands
 from headrace.cli.demo import demo
 from headrace.cli.describe import describe
 from headrace.cli.failures import INTERRUPTED, close_standard_output, exit_code, show_error
@@ -62,6 +63,18 @@ def _root(
     """
 
 
+def _dead_letter() -> None:
+    """List, show and replay the records that failed.
+
+    They are those of steps with on_error="dead-letter", in the topic TOPOLOGY-dead-letter.
+
+    \b
+    headrace dead-letter list card-spend
+    headrace dead-letter show card-spend
+    headrace dead-letter replay card-spend
+    """
+
+
 def _build() -> typer.Typer:
     built = typer.Typer(
         cls=Commands, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False,
@@ -70,6 +83,14 @@ def _build() -> typer.Typer:
     built.callback()(_root)
     for command in (demo, run, describe, produce, consume, topics, groups, checkpoints):
         built.command()(command)
+    letters = typer.Typer(
+        no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    )  # fmt: skip
+    letters.callback()(_dead_letter)
+    for name, command in dead_letter_commands():
+        letters.command(name)(command)
+    built.add_typer(letters, name="dead-letter")
     return built
 
 
