@@ -1,101 +1,273 @@
-"""Drawing a plan as text, as Mermaid and as JSON."""
+"""Drawing a plan as text, as Mermaid and as JSON. Pure.
+
+All three say the same: the sub-topologies and their tasks, what they read, the steps, what state these hold, what
+they do with records that fail, where the results go, and for every edge whether a replay after a crash repeats it
+position by position (deterministic) or not (at-least-once), and why.
+"""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+from headrace.operators.retrying import Retry, final_policy
+from headrace.operators.selectors import selector_name
 from headrace.topology.graph import Node, Repartition, Sink, Source, Step
-from headrace.topology.plan import Plan, SubTopology, internal_topic, is_deterministic
+from headrace.topology.plan import Input, Plan, SubTopology, at_least_once, internal_topic, written
+
+_DETERMINISTIC = "deterministic"
+_AT_LEAST_ONCE = "at-least-once"
+_LONGEST = 60
+_UNITS = ((86_400_000, "d"), (3_600_000, "h"), (60_000, "m"), (1000, "s"), (1, "ms"))
+
+
+def describe(plan: Plan) -> dict[str, Any]:
+    """Return the plan as JSON-able data: sub-topologies with inputs, steps and outputs."""
+    weak = at_least_once(plan)
+    return {
+        "topology": plan.graph.name,
+        "dead_letter_topic": plan.dead_letter_topic(),
+        "subtopologies": [_sub(plan, sub, weak) for sub in plan.subtopologies],
+    }
 
 
 def describe_json(plan: Plan) -> str:
-    """Return the plan as JSON: sub-topologies with inputs, steps and outputs."""
-    return json.dumps(
-        {"topology": plan.graph.name, "subtopologies": [_sub(plan, s) for s in plan.subtopologies]}, indent=2
-    )
+    """Return the plan as JSON."""
+    return json.dumps(describe(plan), indent=2)
 
 
 def describe_text(plan: Plan) -> str:
     """Return the plan as indented text."""
-    lines = [f"topology {plan.graph.name}"]
-    for sub in plan.subtopologies:
-        lines.append(f"\nsub-topology {sub.name}: {sub.partitions} task{'s' * (sub.partitions != 1)}")
-        lines += ["  " + _line(plan, sub, node) for node in sub.nodes]
+    described = describe(plan)
+    lines = [f"topology {described['topology']}"]
+    if described["dead_letter_topic"] is not None:
+        lines.append(f"records that fail go to {described['dead_letter_topic']}")
+    for sub in described["subtopologies"]:
+        lines += ["", f"sub-topology {sub['name']}: {_count(sub['tasks'], 'task')}"]
+        for item in sub["inputs"]:
+            lines += _told(_input_line(item), item)
+        for step in sub["steps"]:
+            lines += _told(f"{step['kind']} <- {_after(step)}", step)
+        for output in sub["outputs"]:
+            lines += _told(_output_line(output), output)
     return "\n".join(lines)
 
 
 def describe_mermaid(plan: Plan) -> str:
-    """Return the plan as a Mermaid flow chart, a sub-graph for every sub-topology."""
+    """Return the plan as a Mermaid flow chart, a sub-graph for every sub-topology.
+
+    Topics are parallelograms, internal ones hexagons, steps boxes and their state cylinders. The arrow to a topic says
+    what is guaranteed there, and the topic's border is broken where that is at-least-once.
+    """
+    described = describe(plan)
     ids = {node.name: f"n{i}" for i, node in enumerate(plan.graph.nodes)}
     lines = ["flowchart TD"]
-    for number, sub in enumerate(plan.subtopologies):
-        lines.append(f'  subgraph s{number}["{sub.name} x {sub.partitions}"]')
-        here = [n for n in sub.nodes if not (isinstance(n, Repartition) and n.name not in sub.sources)]
-        lines += [f"    {ids[node.name]}{_shape(node)}" for node in here]
+    for number, sub in enumerate(described["subtopologies"]):
+        lines.append(f'  subgraph s{number}["{sub["name"]} x {sub["tasks"]}"]')
+        lines += [f"    {line}" for line in _mermaid_nodes(sub, ids)]
         lines.append("  end")
-    for node in plan.graph.nodes:
-        for port in node.inputs:
-            label = f"|{port.port}|" if port.port else ""
-            lines.append(f"  {ids[port.node]} -->{label} {ids[node.name]}")
+    weak: list[str] = []
+    for sub in described["subtopologies"]:
+        for step in sub["steps"]:
+            lines += [f"  {ids[node]} -->{_label(port)} {ids[step['name']]}" for node, port in step["after"]]
+        for output in sub["outputs"]:
+            told = output["guarantee"]
+            lines += [f"  {ids[node]} -->{_label(port, told)} {ids[output['name']]}" for node, port in output["after"]]
+            weak += [ids[output["name"]]] if told == _AT_LEAST_ONCE else []
+    lines += _mermaid_dead_letters(plan)
+    if weak:
+        lines.append("  classDef atLeastOnce stroke-dasharray: 5 5")
+        lines.append(f"  class {','.join(dict.fromkeys(weak))} atLeastOnce")
     return "\n".join(lines)
 
 
-def _shape(node: Node) -> str:
-    if isinstance(node, Source):
-        return f'[/"{node.topic}"/]'
-    if isinstance(node, Sink):
-        return f'[\\"{node.topic}"\\]'
-    if isinstance(node, Repartition):
-        return f'{{{{"{node.name}"}}}}'
-    return f'[("{node.name}")]' if node.spec.stateful else f'["{node.name}"]'
+def state_of(shape: Mapping[str, Any]) -> str:
+    """Say in words what stored state depends on.
+
+    Example:
+        >>> state_of({"windows": "session", "gap_ms": 1_800_000, "aggregates": [["n", "count"], ["low", "min"]]})
+        'windows session, gap 30m, aggregates n (count) low (min)'
+        >>> state_of({"within_ms": [0, 1000], "left": {"format": "Msgpack", "type": {"fields": {"a": "int"}}}})
+        'within 0ms 1s, left Msgpack (a)'
+    """
+    return ", ".join(_parts(shape))
 
 
-def _guarantee(plan: Plan, sub: SubTopology, node: Repartition | Sink) -> str:
-    return "deterministic" if is_deterministic(plan.graph, sub, node) else "at-least-once"
+def _parts(shape: Mapping[str, Any]) -> list[str]:
+    parts = []
+    for name, value in shape.items():
+        if value is None or value is False or value == []:
+            continue
+        if name.endswith("_ms"):
+            times = value if isinstance(value, list) else [value]
+            parts.append(f"{name.removesuffix('_ms').replace('_', ' ')} {' '.join(map(_duration, times))}")
+        else:
+            parts.append(name if value is True else f"{name} {_said(value)}")
+    return parts
 
 
-def _line(plan: Plan, sub: SubTopology, node: Node) -> str:
-    after = ", ".join(f"{p.node}.{p.port}" if p.port else p.node for p in node.inputs)
-    if isinstance(node, Source):
-        keyed = f", keyed by {node.keyed_by}" if node.keyed_by else ""
-        return f"read {node.topic} as {node.value.name}{keyed}  [{node.name}]"
-    if isinstance(node, Sink):
-        return f"write {node.topic} as {node.value.name} <- {after}  [{node.name}; {_guarantee(plan, sub, node)}]"
-    if isinstance(node, Repartition):
-        topic = internal_topic(plan.graph, node)
-        if node.name in sub.sources:
-            return f"read internal {topic}  [{node.name}]"
-        return f"write internal {topic} <- {after}  [{node.name}; {_guarantee(plan, sub, node)}]"
-    state = ", keeps state" if node.spec.stateful else ""
-    return f"{node.spec.kind} <- {after}  [{node.name}{state}]"
-
-
-def _sub(plan: Plan, sub: SubTopology) -> dict[str, Any]:
+def _sub(plan: Plan, sub: SubTopology, weak: Mapping[str, str]) -> dict[str, Any]:
     return {
         "name": sub.name,
         "tasks": sub.partitions,
-        "inputs": [{"topic": i.topic, "partitions": i.partitions, "internal": bool(i.upstream)} for i in sub.inputs],
-        "steps": [
-            {
-                "name": node.name,
-                "kind": node.spec.kind,
-                "after": [list(port) for port in node.inputs],
-                "stateful": node.spec.stateful,
-                **({"shape": node.spec.shape()} if node.spec.stateful else {}),
-            }
-            for node in sub.nodes
-            if isinstance(node, Step)
-        ],
-        "outputs": [
-            {
-                "name": node.name,
-                "topic": node.topic if isinstance(node, Sink) else internal_topic(plan.graph, node),
-                "internal": isinstance(node, Repartition),
-                "after": [list(port) for port in node.inputs],
-                "guarantee": _guarantee(plan, sub, node),
-            }
-            for node in sub.nodes
-            if isinstance(node, Sink) or (isinstance(node, Repartition) and node.name not in sub.sources)
-        ],
+        "inputs": [_input(plan, item) for item in sub.inputs],
+        "steps": [_step(node) for node in sub.nodes if isinstance(node, Step)],
+        "outputs": [_output(plan, node, weak.get(node.name)) for node in written(sub)],
     }
+
+
+def _input(plan: Plan, item: Input) -> dict[str, Any]:
+    node = plan.graph.by_name[item.node]
+    assert isinstance(node, Source | Repartition)
+    keyed_by = node.keyed_by if isinstance(node, Source) else node.selector
+    return {
+        "name": node.name,
+        "topic": item.topic,
+        "partitions": item.partitions,
+        "internal": bool(item.upstream),
+        "kind": _kind(node),
+        "broadcast": item.broadcast,
+        "value": node.value.name,
+        "keyed_by": None if keyed_by is None else selector_name(keyed_by),
+        "on_error": policy_of(node),
+    }
+
+
+def _kind(node: Source | Repartition) -> str:
+    if isinstance(node, Source) and node.table:
+        return "global table" if node.broadcast else "table"
+    return "stream"
+
+
+def _step(node: Step) -> dict[str, Any]:
+    return {
+        "name": node.name,
+        "kind": node.spec.kind,
+        "after": [list(port) for port in node.inputs],
+        "stateful": node.spec.stateful,
+        **({"shape": node.spec.shape()} if node.spec.stateful else {}),
+        "processing_time": node.spec.uses_clock,
+        "on_error": policy_of(node),
+    }
+
+
+def _output(plan: Plan, node: Sink | Repartition, reason: str | None) -> dict[str, Any]:
+    topic = internal_topic(plan.graph, node) if isinstance(node, Repartition) else node.topic
+    return {
+        "name": node.name,
+        "topic": topic,
+        "partitions": plan.internal_topics()[topic] if isinstance(node, Repartition) else node.partitions,
+        "internal": isinstance(node, Repartition),
+        "value": node.value.name,
+        "after": [list(port) for port in node.inputs],
+        "guarantee": _DETERMINISTIC if reason is None else _AT_LEAST_ONCE,
+        "reason": reason,
+        "on_error": policy_of(node),
+    }
+
+
+def policy_of(node: Node) -> str:
+    """Say what a node does with records that it fails on."""
+    policy = node.on_error
+    if not isinstance(policy, Retry):
+        return policy
+    return f"retry to {policy.attempts} calls, then {final_policy(policy)}"
+
+
+def _told(line: str, item: dict[str, Any]) -> Iterator[str]:
+    """Yield the line of a node, and below it what is to be said about it."""
+    yield f"  {line}  [{item['name']}]"
+    if item.get("stateful"):
+        state = state_of(item["shape"])
+        yield f"      keeps state{': ' if state else ''}{state}"
+    if item.get("processing_time"):
+        yield "      acts on processing time"
+    if "guarantee" in item:
+        yield f"      {item['guarantee']}{': ' + item['reason'] if item['reason'] else ''}"
+    if item["on_error"] != "stop":
+        yield f"      on error: {item['on_error']}"
+
+
+def _input_line(item: dict[str, Any]) -> str:
+    partitions = _count(item["partitions"], "partition")
+    if item["internal"]:
+        return f"read internal {item['topic']} ({partitions})"
+    kind = "" if item["kind"] == "stream" else f"{item['kind']} "
+    everywhere = ", read whole by every task" if item["broadcast"] else ""
+    keyed = f", keyed by {item['keyed_by']}" if item["keyed_by"] else ""
+    return f"read {kind}{item['topic']} ({partitions}{everywhere}) as {item['value']}{keyed}"
+
+
+def _output_line(output: dict[str, Any]) -> str:
+    partitions = f" ({_count(output['partitions'], 'partition')})" if output["partitions"] else ""
+    if output["internal"]:
+        return f"write internal {output['topic']}{partitions} <- {_after(output)}"
+    return f"write {output['topic']}{partitions} as {output['value']} <- {_after(output)}"
+
+
+def _after(item: dict[str, Any]) -> str:
+    return ", ".join(f"{node}.{port}" if port else node for node, port in item["after"])
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number != 1)}"
+
+
+def _mermaid_nodes(sub: dict[str, Any], ids: Mapping[str, str]) -> Iterator[str]:
+    for item in sub["inputs"]:
+        kind = "" if item["kind"] == "stream" else f"<br/>{item['kind']}"
+        name = ids[item["name"]]
+        yield f'{name}{{{{"{item["name"]}"}}}}' if item["internal"] else f'{name}[/"{item["topic"]}{kind}"/]'
+    for step in sub["steps"]:
+        name = ids[step["name"]]
+        yield f'{name}["{step["name"]}"]'
+        if step["stateful"]:
+            state = "<br/>".join(_parts(step["shape"])).replace('"', "'")
+            yield f'{name}s[("{state or "state"}")]'
+            yield f"{name} -.- {name}s"
+    for output in sub["outputs"]:
+        if not output["internal"]:
+            yield f'{ids[output["name"]]}[\\"{output["topic"]}"\\]'
+
+
+def _mermaid_dead_letters(plan: Plan) -> list[str]:
+    topic = plan.dead_letter_topic()
+    failing = [
+        f"s{number}"
+        for number, sub in enumerate(plan.subtopologies)
+        if any(final_policy(node.on_error) == "dead-letter" for node in sub.nodes)
+    ]
+    return [] if topic is None else [f'  d[\\"{topic}"\\]', *[f"  {sub} -.->|fails| d" for sub in failing]]
+
+
+def _label(*texts: str) -> str:
+    told = ", ".join(text for text in texts if text)
+    return f"|{told}|" if told else ""
+
+
+def _duration(value_ms: int) -> str:
+    unit_ms, unit = next((size, name) for size, name in _UNITS if value_ms % size == 0 and (value_ms or size == 1))
+    return f"{value_ms // unit_ms}{unit}"
+
+
+def _said(value: Any) -> str:
+    if isinstance(value, str | int | float):
+        return str(value)
+    if isinstance(value, dict) and set(value) == {"format", "type"}:
+        return f"{value['format']} {_said(value['type'])}" if value["type"] else str(value["format"])
+    if isinstance(value, dict) and set(value) == {"version", "oldest", "type"}:
+        return " ".join([*([_said(value["type"])] if value["type"] else []), f"version {value['version']}"])
+    if isinstance(value, dict) and isinstance(value.get("fields"), dict):
+        return f"({', '.join(value['fields'])})"
+    if isinstance(value, dict) and all(isinstance(item, dict) for item in value.values()):
+        return " ".join(f"{name} ({state_of(item)})" for name, item in value.items())
+    if isinstance(value, list) and all(_is_named(item) for item in value):
+        return " ".join(f"{name} ({kind})" for name, kind, *_ in value)
+    told = json.dumps(value, separators=(", ", ": "), default=str)
+    return told if len(told) <= _LONGEST else f"{told[: _LONGEST - 3]}..."
+
+
+def _is_named(item: Any) -> bool:
+    """Return whether it is a name, what it stands for, and perhaps the types that belong to it."""
+    return isinstance(item, list | tuple) and len(item) in (2, 3) and all(isinstance(part, str) for part in item[:2])

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from headrace.errors import TopologyError
+from headrace.operators.async_map import AsyncMap
+from headrace.operators.retrying import Retry, final_policy
 from headrace.record import TopicPartition
+from headrace.topology.copartition import internal_widths
 from headrace.topology.graph import Graph, Node, Port, Repartition, Sink, Source, Step
 
 
@@ -87,9 +90,18 @@ class Plan:
         """Return the topics that users write and this topology reads."""
         return [i.topic for sub in self.subtopologies for i in sub.inputs if not i.upstream]
 
+    def topics_read_once(self) -> set[str]:
+        """Return the source topics of which one task reads each partition, and not every task all of them."""
+        return {i.topic for sub in self.subtopologies for i in sub.inputs if not (i.upstream or i.broadcast)}
+
     def sinks(self) -> list[Sink]:
         """Return the sinks."""
         return [node for node in self.graph.nodes if isinstance(node, Sink)]
+
+    def dead_letter_topic(self) -> str | None:
+        """Return the topic that records which failed are kept in; None if no step keeps any."""
+        kept = any(final_policy(node.on_error) == "dead-letter" for node in self.graph.nodes)
+        return f"{self.graph.name}-dead-letter" if kept else None
 
     def tasks(self) -> dict[TaskId, SubTopology]:
         """Return every task with its sub-topology, upstream ones first."""
@@ -115,56 +127,131 @@ def plan(graph: Graph, partitions: Mapping[str, int], repartition_partitions: in
         repartition_partitions: How many internal topics get; 0 for as many as the widest source.
 
     Raises:
-        TopologyError: keyed streams whose topics are partitioned differently meet in one step.
+        TopologyError: keyed streams meet in one step whose topics are partitioned differently or have other keys.
     """
     subs: list[SubTopology] = []
     deterministic: dict[str, bool] = {}
     for nodes in _components(graph):
         names = {node.name for node in nodes}
-        width = repartition_partitions or _width(nodes, partitions)
+        default = repartition_partitions or _width(nodes, partitions)
+        entry = [node.name for node in nodes if _is_entry(node, names)]
+        widths = internal_widths(graph, nodes, entry, partitions, default)
         inputs: list[Input] = []
         level = 0
         for node in nodes:
             if isinstance(node, Source):
                 inputs.append(Input(node.topic, node.name, partitions[node.topic], broadcast=node.broadcast))
-            elif isinstance(node, Repartition) and not names.issuperset(p.node for p in node.inputs):
+            elif isinstance(node, Repartition) and _is_entry(node, names):
                 writers = [sub for sub in subs if any(n is node for n in sub.nodes)]
                 upstream = tuple(str(task) for sub in writers for task in sub.tasks())
                 level = max([level, *(sub.level + 1 for sub in writers)])
-                inputs.append(Input(internal_topic(graph, node), node.name, width, upstream, deterministic[node.name]))
+                topic, width = internal_topic(graph, node), widths[node.name]
+                inputs.append(Input(topic, node.name, width, upstream, deterministic[node.name]))
         writes = [
             node
             for node in graph.nodes
             if isinstance(node, Repartition) and any(p.node in names for p in node.inputs) and graph.children(node.name)
         ]
         inputs.sort(key=lambda item: item.broadcast)  # a sub-topology is called after an input of its own
-        entry = {item.node for item in inputs if not item.broadcast}
         sub = SubTopology(inputs[0].node, tuple(inputs), (*nodes, *[w for w in writes if w.name not in names]), level)
-        _check_copartitioned(graph, sub, entry)
         for write in writes:
             deterministic[write.name] = is_deterministic(graph, sub, write)
         subs.append(sub)
     return Plan(graph, tuple(subs))
 
 
+def written(sub: SubTopology) -> list[Sink | Repartition]:
+    """Return the nodes by which a sub-topology writes."""
+    sources = sub.sources
+    return [n for n in sub.nodes if isinstance(n, Sink) or (isinstance(n, Repartition) and n.name not in sources)]
+
+
+def at_least_once(plan: Plan) -> dict[str, str]:
+    """Return the sinks and repartitions, by name, of which repeats cannot be told from records, and why.
+
+    They are those at which a replay may not repeat itself, and all that is made of them.
+    """
+    weak: dict[str, str] = {}
+    for sub in plan.subtopologies:
+        for edge in written(sub):
+            reason = why_not_deterministic(plan.graph, sub, edge) or _shared_time(plan.graph, sub, edge)
+            above = {node.name for node in _above(plan.graph, sub, edge)}
+            repeated = [item.node for item in sub.inputs if item.node in weak and item.node in above]
+            if reason is None and repeated:
+                reason = f"it is made of {_listed(repeated)}, which may hold repeats"
+            if reason is not None:
+                weak[edge.name] = reason
+    return weak
+
+
+_TIMELESS = frozenset(["aggregate", "reduce", "table-join", "join-references", "join-lookup", "foreign-key-join"])
+"""Kinds of steps with state in which nothing depends on event time."""
+
+
+def _shared_time(graph: Graph, sub: SubTopology, edge: Repartition | Sink) -> str | None:
+    """Say which step depends on the event time that all inputs of a task share; None if none does.
+
+    What one of its own inputs gives it is late, or makes a window close, depending on how far the others are, which
+    a replay need not repeat.
+    """
+    sharing = [item.node for item in sub.inputs if not item.broadcast]
+    timed = [n for n in _above(graph, sub, edge) if isinstance(n, Step) and n.spec.stateful]
+    for step in sorted((n.name for n in timed if n.spec.kind not in _TIMELESS), key=list(graph.by_name).index):
+        if len(sharing) > 1:
+            return f"step {step!r} depends on the event time that {_listed(sharing)} share"
+    return None
+
+
 def is_deterministic(graph: Graph, sub: SubTopology, edge: Repartition | Sink) -> bool:
-    """Tell whether a replay of a task repeats what it wrote on an edge, position for position.
+    """Tell whether a replay of a task repeats what it wrote on an edge, position for position."""
+    return why_not_deterministic(graph, sub, edge) is None
+
+
+def why_not_deterministic(graph: Graph, sub: SubTopology, edge: Repartition | Sink) -> str | None:
+    """Say why a replay of a task may not repeat what it wrote on an edge, position for position; None if it does.
 
     It does where state, if there is any on the way, follows from the records of one input alone, and where what closing
     windows make does not mix with what comes at once or from other windows: the order between them depends on how the
     input was cut into batches. Processing time repeats nothing. (Event time that the clock moved is checkpointed first,
     and what it closes so repeated as it was.)
     """
-    above = _above(graph, sub, edge)
-    stateful = any(isinstance(node, Step) and node.spec.stateful for node in above)
-    if stateful and sum(node.name in sub.sources for node in above) != 1:
-        return False
-    if any(isinstance(node, Step) and node.spec.uses_clock for node in above):
-        return False
-    births: set[str] = set()
-    for port in edge.inputs:
-        births |= _births(graph, sub, port)
-    return len(births) == 1 or births <= sub.sources
+    above = {node.name for node in _above(graph, sub, edge)}
+    steps = [node for node in graph.nodes if isinstance(node, Step) and node.name in above]
+    stateful = [step for step in steps if step.spec.stateful]
+    entries = [node.name for node in graph.nodes if node.name in sub.sources & above]
+    if stateful and len(entries) != 1:
+        for step in stateful:
+            meeting = {node.name for node in _above(graph, sub, step)}.intersection(entries)
+            if len(meeting) > 1:
+                return f"{_listed(e for e in entries if e in meeting)} meet in the state of step {step.name!r}"
+        return f"{_listed(entries)} meet behind the state of step {stateful[0].name!r}"
+    for step in steps:
+        if step.spec.uses_clock:
+            return f"step {step.name!r} acts on processing time"
+        if chance := _chance(step):
+            return chance
+    births = _all_births(graph, sub, edge)
+    if len(births) == 1 or births <= sub.sources:
+        return None
+    made = _listed(name for name in graph.by_name if name in births - sub.sources)
+    others = _listed(name for name in graph.by_name if name in births & sub.sources)
+    return f"what time makes at {made} mixes with {others or 'each other'} at {_mixing(graph, sub, edge)!r}"
+
+
+def _chance(step: Step) -> str | None:
+    """Say why a step may make something else of the same records when it gets them again; None if it does not.
+
+    Then positions mean other records, in other partitions, as soon as something behind the step looks at its results.
+    """
+    if isinstance(step.spec, AsyncMap):
+        return f"step {step.name!r} may get other answers when it asks again"
+    if isinstance(step.on_error, Retry) and final_policy(step.on_error) != "stop":
+        return f"step {step.name!r} may need fewer tries for a record that it left out"
+    return None
+
+
+def _listed(names: Iterable[str]) -> str:
+    return " and ".join(map(repr, names))
 
 
 def _births(graph: Graph, sub: SubTopology, port: Port) -> set[str]:
@@ -176,6 +263,25 @@ def _births(graph: Graph, sub: SubTopology, port: Port) -> set[str]:
     for above in node.inputs:
         births |= _births(graph, sub, above)
     return births
+
+
+def _all_births(graph: Graph, sub: SubTopology, node: Node) -> set[str]:
+    return set().union(*(_births(graph, sub, port) for port in node.inputs))
+
+
+def _mixing(graph: Graph, sub: SubTopology, node: Node) -> str:
+    """Return the uppermost node at which comes together what is mixed at ``node``."""
+    for port in node.inputs:
+        births = _births(graph, sub, port)
+        if len(births) > 1 and not births <= sub.sources:
+            return _mixing(graph, sub, graph.by_name[port.node])
+    return node.name
+
+
+def topics_above(graph: Graph, sub: SubTopology, edge: Repartition | Sink) -> list[str]:
+    """Return the topics that what leaves by ``edge`` follows from."""
+    above = {node.name for node in _above(graph, sub, edge)}
+    return [item.topic for item in sub.inputs if item.node in above]
 
 
 def _above(graph: Graph, sub: SubTopology, edge: Node) -> list[Node]:
@@ -203,11 +309,22 @@ def _components(graph: Graph) -> Iterator[list[Node]]:
             if needs <= done:
                 break
         else:
-            raise TopologyError(f"topology {graph.name!r} repartitions in a circle")
+            raise TopologyError(
+                f"topology {graph.name!r} repartitions in a circle: {_circle(waiting)}",
+                remedy="What comes out of an internal topic cannot meet what went in: let that go through one too, by "
+                "key_by() for a stream or .repartition() for a table, before they meet",
+            )
         waiting.remove(nodes)
         done |= {node.name for node in nodes}
         if not (len(nodes) == 1 and isinstance(nodes[0], Repartition) and not graph.children(nodes[0].name)):
             yield nodes
+
+
+def _circle(waiting: Sequence[Sequence[Node]]) -> str:
+    """Name the repartitions that wait for each other, with their lines."""
+    left = {node.name: node for nodes in waiting for node in nodes}
+    entries = [n for n in left.values() if isinstance(n, Repartition) and any(p.node in left for p in n.inputs)]
+    return ", ".join(f"{node.name!r} ({node.location})" for node in entries)
 
 
 def _connected(graph: Graph) -> list[list[Node]]:
@@ -237,22 +354,27 @@ def _connected(graph: Graph) -> list[list[Node]]:
     ]
 
 
+def _is_entry(node: Node, names: set[str]) -> bool:
+    """Return whether records with keys enter at a node of a component whose nodes have ``names``."""
+    if isinstance(node, Repartition):
+        return not names.issuperset(port.node for port in node.inputs)
+    return isinstance(node, Source) and not node.broadcast
+
+
+def depends_on(graph: Graph, node: str, other: str) -> bool:
+    """Return whether ``node`` lies in the same sub-topology as ``other``, or in one that what is made there goes to."""
+    components = _connected(graph)
+    home = {member.name: place for place, members in enumerate(components) for member in members}
+    todo, seen = [home[node]], set()
+    while todo:
+        place = todo.pop()
+        if place not in seen:
+            seen.add(place)
+            todo += [home[p.node] for n in components[place] if isinstance(n, Repartition) for p in n.inputs]
+    return home[other] in seen
+
+
 def _width(nodes: list[Node], partitions: Mapping[str, int]) -> int:
-    """Return how many partitions internal topics that ``nodes`` read get: as many as the sources read beside them."""
+    """Return how many partitions internal topics get whose keys meet no source: as many as are read beside them."""
     beside = [partitions[n.topic] for n in nodes if isinstance(n, Source) and not n.broadcast]
     return max(beside or partitions.values())
-
-
-def _check_copartitioned(graph: Graph, sub: SubTopology, entry: set[str]) -> None:
-    for step in sub.nodes:
-        if not (isinstance(step, Step) and step.spec.stateful):
-            continue
-        above = {node.name for node in _above(graph, sub, step)} & entry
-        counts = {item.topic: item.partitions for item in sub.inputs if item.node in above}
-        if len(set(counts.values())) > 1:
-            listed = ", ".join(f"{topic} has {n}" for topic, n in sorted(counts.items()))
-            raise TopologyError(
-                f"step {step.name!r} ({step.location}) brings together keys of topics with different numbers of "
-                f"partitions: {listed}",
-                remedy="Give the topics the same number of partitions, or use key_by() on one of the streams",
-            )

@@ -11,6 +11,18 @@ from headrace.topology.graph import Graph, Node, Repartition, Sink, Source, Step
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,120}")
 _TOPIC = re.compile(r"[A-Za-z0-9._-]{1,249}")
 
+_READ_ONCE = {
+    ("stream", "stream"): "keep the stream in a variable and use that twice",
+    ("table", "table"): "keep the table in a variable and use that twice",
+    ("global table", "global table"): "keep the table in a variable and use that twice",
+    ("stream", "table"): "read it once: .to_table() makes a table of the keyed stream",
+    ("table", "stream"): "read it once: .changes() makes a stream of the table",
+}
+"""What to do about a topic that is read in two ways."""
+_READ_ONCE_GLOBAL = (
+    "a topic that every task reads whole can be read in no other way: write it to a second topic for that"
+)
+
 
 def validate(name: str, nodes: Sequence[Node]) -> Graph:
     """Return the graph of ``nodes`` if it breaks no rule.
@@ -60,5 +72,12 @@ def _topic_faults(nodes: Sequence[Node]) -> Iterator[str]:
             if first is not node:
                 yield (
                     f"topic {node.topic!r} is read twice, at {first.location} and at {node.location}: "
-                    "keep the stream in a variable and use that twice"
+                    f"{_READ_ONCE.get((_way(first), _way(node)), _READ_ONCE_GLOBAL)}"
                 )
+
+
+def _way(node: Node) -> str:
+    """Return what a source reads its topic as."""
+    if isinstance(node, Source) and node.table:
+        return "global table" if node.broadcast else "table"
+    return "stream"
