@@ -4,12 +4,16 @@ A *topology* is a Python module that says what to read, what to do with it and w
 over a partitioned log, keep its state in RocksDB, and checkpoint that state so that every record counts once.
 """
 
+from importlib import import_module as _import_module
 from typing import TYPE_CHECKING, Any
 
 from headrace.dsl.builder import Topology
 from headrace.dsl.keyed import KeyedStream
+from headrace.dsl.policies import retry
 from headrace.dsl.stream import Stream
+from headrace.dsl.table import GlobalTable, Table
 from headrace.dsl.windowed import WindowedStream
+from headrace.dsl.windows import counting, every, hopping, session, sliding, tumbling, when
 from headrace.errors import (
     CorruptError,
     FatalError,
@@ -23,44 +27,78 @@ from headrace.errors import (
     TopologyError,
 )
 from headrace.operators import aggregates as agg
-from headrace.operators.windows import hopping, session, tumbling
+from headrace.operators.aggregates import Aggregate
+from headrace.operators.async_map import Cache
+from headrace.operators.custom import WindowAssigner
+from headrace.operators.keyed_state import ListState, MapState, ValueState
+from headrace.operators.programs import Context, Process
 from headrace.record import Record
 from headrace.serde.json import Json
 from headrace.serde.msgpack import Msgpack
+from headrace.serde.primitives import Float, Uuid
 
 if TYPE_CHECKING:
     from headrace.app import run
+    from headrace.serde.avro import Avro
+    from headrace.serde.protobuf import Protobuf
+    from headrace.serde.registry import SchemaRegistry
 
 __all__ = [
+    "Aggregate",
+    "Avro",
+    "Cache",
+    "Context",
     "CorruptError",
     "FatalError",
     "FencedError",
+    "Float",
+    "GlobalTable",
     "HeadraceError",
     "InvalidError",
     "Json",
     "KeyedStream",
+    "ListState",
+    "MapState",
     "Msgpack",
     "NotFoundError",
+    "Process",
+    "Protobuf",
     "Record",
     "RecordError",
     "RetriableError",
+    "SchemaRegistry",
     "SettingsError",
     "Stream",
+    "Table",
     "Topology",
     "TopologyError",
+    "Uuid",
+    "ValueState",
+    "WindowAssigner",
     "WindowedStream",
     "agg",
+    "counting",
+    "every",
     "hopping",
+    "retry",
     "run",
     "session",
+    "sliding",
     "tumbling",
+    "when",
 ]
 
 
-def __getattr__(name: str) -> Any:
-    """Import what runs topologies when it is first used: writing one needs none of it."""
-    if name == "run":
-        from headrace.app import run
+_LATER = {
+    "Avro": "headrace.serde.avro",
+    "Protobuf": "headrace.serde.protobuf",
+    "SchemaRegistry": "headrace.serde.registry",
+    "run": "headrace.app",
+}
 
-        return run
+
+def __getattr__(name: str) -> Any:
+    """Import what only some topologies need, and what runs them, when it is first used."""
+    if name in _LATER:
+        return getattr(_import_module(_LATER[name]), name)
     raise AttributeError(f"module 'headrace' has no attribute {name!r}")

@@ -11,33 +11,8 @@ from hypothesis import strategies as st
 from headrace.errors import NotFoundError
 from headrace.log.api import TopicConfig
 from headrace.log.embedded.cleaning import ClosedSegment, beyond_retention
-from headrace.log.embedded.log import EmbeddedLog
-from headrace.record import TopicPartition
 from headrace.testing.conformance.log_support import StillClock, make_batch, read_all, values_of
-
-TOPIC = "payments"
-PART = TopicPartition(TOPIC, 0)
-
-
-def open_log(directory: Path, fsync: str = "never", clock: StillClock | None = None) -> EmbeddedLog:
-    return EmbeddedLog(directory, clock=clock or StillClock(), fsync=fsync)
-
-
-def files(directory: Path, suffix: str = ".log") -> list[Path]:
-    return sorted((directory / "topics" / TOPIC / "0").glob(f"*{suffix}"))
-
-
-def contents(log: EmbeddedLog, start: int = 0) -> list[bytes | None]:
-    reader = log.reader(PART, start)
-    try:
-        return values_of(read_all(reader))
-    finally:
-        reader.close()
-
-
-@pytest.fixture
-def directory(tmp_path: Path) -> Path:
-    return tmp_path / "log"
+from tests.log.on_disk import PART, TOPIC, contents, files, open_log
 
 
 def test_retention_by_age_counts_from_the_closing_of_a_segment(directory: Path) -> None:

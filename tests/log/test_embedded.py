@@ -18,32 +18,9 @@ from headrace.errors import CorruptError, InvalidError, SettingsError
 from headrace.log.api import TopicConfig
 from headrace.log.embedded.log import EmbeddedLog
 from headrace.log.embedded.marks import decode_end, encode_end
-from headrace.record import JoinedBytes, RecordBatch, TopicPartition
-from headrace.testing.conformance.log_support import StillClock, make_batch, read_all, values_of
-
-TOPIC = "payments"
-PART = TopicPartition(TOPIC, 0)
-
-
-def open_log(directory: Path, fsync: str = "checkpoint", clock: StillClock | None = None) -> EmbeddedLog:
-    return EmbeddedLog(directory, clock=clock or StillClock(), fsync=fsync)
-
-
-def files(directory: Path, suffix: str = ".log") -> list[Path]:
-    return sorted((directory / "topics" / TOPIC / "0").glob(f"*{suffix}"))
-
-
-def contents(log: EmbeddedLog, start: int = 0) -> list[bytes | None]:
-    reader = log.reader(PART, start)
-    try:
-        return values_of(read_all(reader))
-    finally:
-        reader.close()
-
-
-@pytest.fixture
-def directory(tmp_path: Path) -> Path:
-    return tmp_path / "log"
+from headrace.record import JoinedBytes, RecordBatch
+from headrace.testing.conformance.log_support import make_batch, read_all, values_of
+from tests.log.on_disk import PART, TOPIC, contents, files, open_log
 
 
 @pytest.fixture

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypeVar, overload
 
+from headrace.dsl.calls import async_map, async_policy
 from headrace.dsl.definition import (
     Definition,
+    check_async_function,
+    check_fields,
     check_function,
-    check_policy,
     check_selector,
+    check_writable,
     key_serde_of,
     merged_serde,
     serde_of_results,
@@ -18,17 +21,23 @@ from headrace.dsl.definition import (
 )
 from headrace.errors import TopologyError
 from headrace.operators.api import MAIN, Spec
-from headrace.operators.selectors import Selector, function_name, selector_name
-from headrace.operators.stateless import branching, filtering, flat_mapping, mapping, merging, tapping
-from headrace.serde.api import Serde, serde_for
+from headrace.operators.async_map import AsyncMap, Cache, Order
+from headrace.operators.retrying import Retry
+from headrace.operators.selectors import Selector, SelectorOf, function_name, selector_name
+from headrace.operators.stateless import Stateless, branching, filtering, flat_mapping, mapping, merging, tapping
+from headrace.serde.api import Serde, internal_serde, serde_for
 from headrace.serde.msgpack import Msgpack
 from headrace.topology.graph import ErrorPolicy, Port, Repartition, Sink, Step
 
 if TYPE_CHECKING:
     from headrace.dsl.keyed import KeyedStream
+    from headrace.dsl.table import GlobalTable
 
 V = TypeVar("V")
 U = TypeVar("U")
+R = TypeVar("R")
+
+_KEYED_ONLY = ("window", "as_of", "process", "aggregate", "reduce", "to_table")
 
 
 class Stream(Generic[V]):
@@ -53,6 +62,56 @@ class Stream(Generic[V]):
         """
         check_function(function, "map")
         port = self._step(mapping(function), f"map-{function_name(function)}", name, on_error)
+        return self._next(port, serde_of_results(function))
+
+    def map_async(
+        self,
+        function: Callable[[V], Awaitable[U]],
+        *,
+        concurrency: int = 100,
+        order: Order = "key",
+        timeout: str | timedelta = "30s",
+        retry: Retry | None = None,
+        cache: Cache | None = None,
+        name: str | None = None,
+        on_error: ErrorPolicy | None = None,
+    ) -> Stream[U]:
+        """Replace each value by what an ``async def`` function returns for it, with many calls under way at a time.
+
+        The calls of one batch are made together, on an event loop that all tasks of a worker share, while other tasks
+        go on. The task goes on with the batch when all of them have ended; its position never passes one that has not,
+        so after a crash those that were under way are made again. What the function answers may differ by then, so
+        what leaves the task behind this step counts as at-least-once.
+
+        Args:
+            function: ``async def function(value)``; it must not block.
+            concurrency: The most calls of this step that each task has under way at a time.
+            order: With ``"key"``, calls for records with one key are made one after the other, in their order; records
+                without a key count as having one key. With ``"input"``, all calls overlap. In both cases the results
+                go on in the order of the records. With ``"none"``, they go on in the order in which the calls ended.
+            timeout: How long one call may take; then it is cancelled and has failed with ``TimeoutError``.
+            retry: Which failed calls are made again, and when: ``retry(...)``, whose ``then`` counts if ``on_error``
+                is None.
+            cache: How results are remembered: ``Cache(...)``; no call is made for a value that has a result.
+            name: The step's name.
+            on_error: What happens with a record whose call failed; the topology's policy if None.
+
+        Raises:
+            TopologyError: ``function`` is no ``async def``, or an option makes no sense.
+            SettingsError: ``timeout`` is no duration.
+
+        Example:
+            >>> from headrace import Cache, Topology, retry
+            >>> async def country_of(click: dict[str, str]) -> str:
+            ...     return click["ip"]  # asks a service
+            >>> clicks = Topology("t").stream("clicks")
+            >>> countries = clicks.map_async(country_of, order="input", retry=retry(3), cache=Cache(by="ip"))
+        """
+        check_async_function(function, "map_async")
+        policy = self._definition.policy(async_policy(retry, on_error), retries=True)
+        tries = policy if isinstance(policy, Retry) else None
+        spec = async_map(function, concurrency, order, timeout, tries, cache)
+        port = self._step(spec, f"map_async-{function_name(function)}", name, policy)
         return self._next(port, serde_of_results(function))
 
     def filter(
@@ -95,12 +154,16 @@ class Stream(Generic[V]):
         port = self._step(branching(tuple(predicates.items())), "branch", name, on_error)
         return {label: self._same(Port(port.node, label)) for label in predicates}
 
-    def merge(self, *others: Stream[V], name: str | None = None) -> Stream[V]:
-        """Put the records of several streams into one, in no particular order between them."""
+    def merge(self, *others: Stream[U], name: str | None = None) -> Stream[V | U]:
+        """Put the records of several streams into one, in no particular order between them.
+
+        The result is keyed if all of them are, by keys of one type. Values may be of several types; where they must
+        be written before the next ``map`` (to an internal topic, into state) only plain ones can then be read back.
+        """
         for other in others:
             if getattr(other, "_definition", None) is not self._definition:
                 raise TopologyError(f"merge needs streams of the same topology ({user_location()})")
-        streams = (self, *others)
+        streams: tuple[Stream[Any], ...] = (self, *others)
         anchor = "-and-".join(dict.fromkeys(stream._anchor for stream in streams))
         name = name or self._definition.free_name(f"{anchor}-merge")
         self._add_step(merging(), name, tuple(stream._port for stream in streams), None)
@@ -108,7 +171,7 @@ class Stream(Generic[V]):
         return Stream(self._definition, Port(name), anchor, value, self._key)
 
     def key_by(
-        self, selector: Selector, *, key: Any = None, name: str | None = None, on_error: ErrorPolicy | None = None
+        self, selector: SelectorOf[V], *, key: Any = None, name: str | None = None, on_error: ErrorPolicy | None = None
     ) -> KeyedStream[V]:
         """Key the records by a field or a function of the value, through an internal topic.
 
@@ -123,6 +186,7 @@ class Stream(Generic[V]):
         from headrace.dsl.keyed import KeyedStream
 
         check_selector(selector, "key_by")
+        check_fields(getattr(self._value, "kind", None), selector, "key_by")
         if isinstance(self, KeyedStream) and isinstance(selector, str) and self._keyed_by == selector and key is None:
             return self
         kind = getattr(self._value, "kind", None)
@@ -134,15 +198,76 @@ class Stream(Generic[V]):
                 inputs=(self._port,),
                 selector=selector,
                 key=serde,
-                value=self._value,
+                value=internal_serde(self._value),
                 on_error=self._policy(on_error),
                 location=user_location(),
             )
         )
         return KeyedStream(self._definition, Port(name), name, self._value, serde, selector)
 
+    @overload
+    def join(
+        self, other: GlobalTable[U], combine: Callable[[V, U], R], *, on: SelectorOf[V],
+        how: Literal["inner"] = "inner", name: str | None = None, on_error: ErrorPolicy | None = None,
+    ) -> Stream[R]: ...  # fmt: skip
+    @overload
+    def join(
+        self, other: GlobalTable[U], combine: Callable[[V, U | None], R], *, on: SelectorOf[V],
+        how: Literal["left"], name: str | None = None, on_error: ErrorPolicy | None = None,
+    ) -> Stream[R]: ...  # fmt: skip
+    def join(
+        self,
+        other: GlobalTable[Any],
+        combine: Callable[[Any, Any], Any],
+        *,
+        on: Selector | None = None,
+        how: Literal["inner", "left"] = "inner",
+        name: str | None = None,
+        on_error: ErrorPolicy | None = None,
+        **keyed_only: Any,
+    ) -> Stream[Any]:
+        """Look up for each record the row that a global table has at that moment.
+
+        The record keeps its key, time and headers. Changes of the table act on the records that come after them; the
+        whole table is read before the first record.
+
+        Args:
+            other: A ``Topology.global_table``. Whatever else can be joined needs a keyed stream: use ``key_by`` first.
+            combine: (value, row) -> result. With ``how="left"`` the row may be None.
+            on: The key to look up: a field or a function of the value; None finds nothing.
+            how: ``"inner"`` drops records for which there is no row, ``"left"`` keeps them.
+            name: The step's name, under which the table's rows are kept.
+            on_error: What happens with a record on which ``on`` or ``combine`` fails; the topology's policy if None.
+            **keyed_only: Options of ``KeyedStream.join``; they are refused.
+
+        Raises:
+            TopologyError: ``other`` is no global table of this topology, or ``how`` is unknown.
+
+        Example:
+            >>> from headrace import Topology
+            >>> topology = Topology("t")
+            >>> currencies = topology.global_table("currencies")
+            >>> sales = topology.stream("sales").join(currencies, lambda s, c: s["sum"] * c["rate"], on="currency")
+        """
+        from headrace.dsl.global_join import join_global
+        from headrace.dsl.table import GlobalTable
+
+        if not isinstance(other, GlobalTable):
+            raise TopologyError(
+                f"a stream without a key cannot be joined with a {type(other).__name__} ({user_location()})",
+                remedy="Use key_by() first, or read the other topic with topology.global_table()",
+            )
+        if keyed_only:
+            raise TopologyError(f"{min(keyed_only)}= does not belong to a join with a global table ({user_location()})")
+        return join_global(self, other, combine, on=on, how=how, name=name, on_error=on_error)
+
     def deduplicate(
-        self, by: Selector, *, within: str | timedelta, name: str | None = None, on_error: ErrorPolicy | None = None
+        self,
+        by: SelectorOf[V],
+        *,
+        within: str | timedelta,
+        name: str | None = None,
+        on_error: ErrorPolicy | None = None,
     ) -> KeyedStream[V]:
         """Drop records whose id was seen less than ``within`` of event time before.
 
@@ -160,7 +285,7 @@ class Stream(Generic[V]):
         self,
         topic: str,
         *,
-        value: Any = None,
+        value: type[V] | Serde[V] | None = None,
         partitions: int | None = None,
         name: str | None = None,
         on_error: ErrorPolicy | None = None,
@@ -176,6 +301,7 @@ class Stream(Generic[V]):
         """
         default = self._value if not isinstance(self._value, Msgpack) else Msgpack()
         serde = serde_for(value, f"value of to({topic!r})", lambda: default)
+        check_writable(serde, f"to({topic!r})")
         self._definition.add(
             Sink(
                 name=name or f"{self._anchor}-to-{topic}",
@@ -188,8 +314,19 @@ class Stream(Generic[V]):
             )
         )
 
+    if not TYPE_CHECKING:  # a type checker reports the missing method by itself
+
+        def __getattr__(self, name: str) -> Any:
+            if name in _KEYED_ONLY:
+                raise TopologyError(
+                    f"{name} needs a keyed stream ({user_location()})",
+                    remedy="Use key_by(...) first, or say keyed_by= where the topic is read if it is keyed already",
+                )
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
     def _policy(self, on_error: ErrorPolicy | None) -> ErrorPolicy:
-        return check_policy(on_error or self._definition.on_error)
+        """Return the policy of a node that cannot make calls again."""
+        return self._definition.policy(on_error)
 
     def _step(self, spec: Spec, label: str, name: str | None, on_error: ErrorPolicy | None) -> Port:
         """Append a step; one that keeps state must not get a name that depends on others."""
@@ -199,7 +336,7 @@ class Stream(Generic[V]):
         return Port(name, MAIN)
 
     def _add_step(self, spec: Spec, name: str, inputs: tuple[Port, ...], on_error: ErrorPolicy | None) -> None:
-        policy = self._policy(on_error)
+        policy = self._definition.policy(_of_operator(spec, on_error), retries=_retries(spec))
         self._definition.add(Step(name=name, inputs=inputs, spec=spec, on_error=policy, location=user_location()))
 
     def _next(self, port: Port, value: Serde[Any]) -> Stream[Any]:
@@ -207,3 +344,15 @@ class Stream(Generic[V]):
 
     def _same(self, port: Port) -> Self:
         return type(self)(self._definition, port, self._anchor, self._value, self._key)
+
+
+def _retries(spec: Spec) -> bool:
+    """Return whether a step calls user functions record by record and keeps no state, so that it can call again."""
+    return isinstance(spec, AsyncMap) or (isinstance(spec, Stateless) and spec.kind != "merge")
+
+
+def _of_operator(spec: Spec, on_error: ErrorPolicy | None) -> ErrorPolicy | None:
+    """Return the policy of a step; that of a join is meant for the function that combines, in a step behind it."""
+    if isinstance(on_error, Retry) and "join" in spec.kind and not _retries(spec):
+        return on_error.then
+    return on_error
