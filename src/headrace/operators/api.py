@@ -8,7 +8,7 @@ for the same records however they were cut into batches. The runtime calls, for 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, compress
 from operator import itemgetter
 from typing import Any, Protocol
@@ -51,13 +51,15 @@ class Batch:
     """Set while the watermark moves within the batch: it has the exact answer to what was late."""
     timed: bool = False
     """True if the passing of event time made these records while a source batch went by: see ``watermarks_before``."""
+    moments: Sequence[int] | None = None
+    """For records that time made and that may lie ahead of it: the watermark before each one."""
 
     def __len__(self) -> int:
         return len(self.values)
 
     def with_values(self, values: list[Any]) -> Batch:
         """Return the batch with other values."""
-        return Batch(self.offsets, self.timestamps, self.keys, values, self.headers, self.running, self.timed)
+        return replace(self, values=values)
 
     def where(self, mask: Sequence[Any]) -> Batch:
         """Return the records whose place in ``mask`` is true."""
@@ -65,11 +67,12 @@ class Batch:
             list(compress(self.offsets, mask)), list(compress(self.timestamps, mask)),
             list(compress(self.keys, mask)), list(compress(self.values, mask)),
             self.headers and list(compress(self.headers, mask)), self.running, self.timed,
+            self.moments and list(compress(self.moments, mask)),
         )  # fmt: skip
 
     def with_running(self, running: RunningWatermark) -> Batch:
         """Return the batch under another watermark."""
-        return Batch(self.offsets, self.timestamps, self.keys, self.values, self.headers, running, self.timed)
+        return replace(self, running=running)
 
     def pick(self, rows: Sequence[int]) -> Batch:
         """Return the records at the places ``rows``, in that order."""
@@ -78,7 +81,8 @@ class Batch:
         pick = itemgetter(*rows)
         headers = self.headers and list(pick(self.headers))
         columns = list(pick(self.timestamps)), list(pick(self.keys)), list(pick(self.values))
-        return Batch(pick(self.offsets), *columns, headers, self.running, self.timed)
+        moments = self.moments and list(pick(self.moments))
+        return Batch(pick(self.offsets), *columns, headers, self.running, self.timed, moments)
 
     @staticmethod
     def concatenate(batches: Sequence[Batch]) -> Batch:
@@ -91,15 +95,18 @@ class Batch:
         if any(batch.headers for batch in batches):
             headers = [row for batch in batches for row in (batch.headers or [()] * len(batch))]
         timed = all(batch.timed for batch in batches)
+        moments: list[int] | None = None
+        if any(batch.moments for batch in batches):
+            moments = [moment for batch in batches for moment in (batch.moments or batch.timestamps)]
         columns = column("offsets"), column("timestamps"), column("keys"), column("values")
-        return Batch(*columns, headers, batches[0].running, timed)
+        return Batch(*columns, headers, batches[0].running, timed, moments)
 
     def part(self, start: int, stop: int | None = None) -> Batch:
         """Return the records from ``start`` to before ``stop``."""
         cut = slice(start, stop)
         return Batch(
             self.offsets[cut], self.timestamps[cut], self.keys[cut], self.values[cut],
-            self.headers and self.headers[cut], self.running, self.timed,
+            self.headers and self.headers[cut], self.running, self.timed, self.moments and self.moments[cut],
         )  # fmt: skip
 
 
@@ -111,15 +118,15 @@ def watermarks_before(batch: Batch, floor: int) -> Callable[[int], int]:
     before the next one says so, and what is left in ``on_watermark``. Then it does not matter where batches are cut.
 
     For records that time itself made (by closing a window, by a timer) it is their own timestamp: whatever time makes
-    carries the last timestamp that had to be complete for it.
+    carries the last timestamp that had to be complete for it. Where that is not so, ``moments`` says it.
 
     Args:
         batch: Records.
         floor: The watermark that the operator knows of.
     """
     if batch.timed or batch.offsets[0] < 0:
-        timestamps = batch.timestamps
-        return lambda place: max(timestamps[place], floor)
+        moments = batch.moments or batch.timestamps
+        return lambda place: max(moments[place], floor)
     running, offsets = batch.running, batch.offsets
     if running is None or running.last <= floor:
         return lambda place: floor

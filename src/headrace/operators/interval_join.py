@@ -171,6 +171,9 @@ class _Made:
     """What one batch makes, in order: pairs by the records that completed them, and between them what expired."""
 
     batch: Batch
+    before: Callable[[int], int]
+    """Gives the watermark before the record at a place."""
+    hold_ms: int
     outputs: Outputs = field(default_factory=list)
     places: list[int] = field(default_factory=list)
     stamps: list[int] = field(default_factory=list)
@@ -197,7 +200,10 @@ class _Made:
     def leave_pairs(self) -> None:
         batch, places = self.batch, self.places
         offsets, keys = [batch.offsets[i] for i in places], [batch.keys[i] for i in places]
-        pairs = Batch(offsets, self.stamps, keys, self.pairs, None, batch.running, batch.timed)
+        moments: list[int] | None = None
+        if batch.timed or offsets[0] < 0:
+            moments = [max(MIN_WATERMARK, self.before(place) - self.hold_ms) for place in places]
+        pairs = Batch(offsets, self.stamps, keys, self.pairs, None, batch.running, batch.timed, moments)
         self.outputs.append((MAIN, pairs))
         self.places, self.stamps, self.pairs = [], [], []
 
@@ -234,9 +240,9 @@ class IntervalJoinOperator:
         before = watermarks_before(batch, watermark)
         limit = before(len(batch) - 1)
         if batch.timed or batch.offsets[0] < 0:
-            limit = max(watermark, *batch.timestamps)
+            limit = max(map(before, range(len(batch))))
         self._load(batch, sides, limit)
-        made, late = _Made(batch), [0] * len(batch)
+        made, late = _Made(batch, before, self._hold_ms), [0] * len(batch)
         unmatched, lateness = self._unmatched, self._lateness_ms
         due = unmatched.due if unmatched else None
         rows = zip(batch.keys, batch.timestamps, batch.values, sides, strict=True)

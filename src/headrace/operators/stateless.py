@@ -79,6 +79,7 @@ def flat_mapping(function: Function) -> Stateless:
         return [(MAIN, Batch(
             spread(batch.offsets), spread(batch.timestamps), spread(batch.keys), list(chain.from_iterable(made)),
             batch.headers and spread(batch.headers), batch.running, batch.timed,
+            batch.moments and spread(batch.moments),
         ))]  # fmt: skip
 
     return Stateless("flat_map", process)
