@@ -18,6 +18,7 @@ from headrace.record import JoinedBytes, Record, RecordBatch, TopicPartition
 from headrace.runtime.executor import Chain
 from headrace.runtime.parking import start
 from headrace.runtime.task import Task
+from headrace.runtime.times import Mark
 from headrace.state.memory import MemoryStore
 from headrace.testing.driver import TopologyTestDriver
 from headrace.topology.graph import Port, Sink, Source, Step
@@ -294,16 +295,16 @@ def failing(policy: Any) -> Chain:
 
 def test_what_fails_while_time_makes_something_is_dealt_with_by_the_policy_and_the_rest_goes_on() -> None:
     chain = failing("dead-letter")
-    start(chain.advance(40))
+    start(chain.advance({"in": Mark(40, False)}))
     out, letter = chain.pack("in", False, -1)
     assert msgspec.msgpack.decode(out[1].values.joined) == {"n": 40}
     assert (letter[1].timestamps, letter[1].keys, letter[1].values.joined) == ((40,), (None,), b"")
     assert chain.take_tally().dead_letters == {"alarm": 1}
     chain = failing("skip")
-    start(chain.advance(40))
+    start(chain.advance({"in": Mark(40, False)}))
     start(chain.tick(50))
     assert chain.take_tally().errors == {"alarm": 2}
     with pytest.raises(RecordError, match=r"step 'alarm' failed on what event time made in it, in the task of .* in/0"):
-        start(failing("stop").advance(40))
+        start(failing("stop").advance({"in": Mark(40, False)}))
     with pytest.raises(RecordError, match="step 'alarm' failed on what processing time made in it"):
         start(failing("stop").tick(40))

@@ -287,7 +287,7 @@ def test_options_that_make_no_sense() -> None:
         stream.map_async(nothing, concurrency=0)
     with pytest.raises(TopologyError, match='order of map_async must be "key", "input" or "none", not \'keys\''):
         stream.map_async(nothing, order="keys")  # type: ignore[arg-type]
-    with pytest.raises(SettingsError, match="timeout of map_async is not a duration"):
+    with pytest.raises(SettingsError, match="timeout of map_async .* is not a duration"):
         stream.map_async(nothing, timeout="soon")
     with pytest.raises(TopologyError, match="a timeout of 0"):
         stream.map_async(nothing, timeout="0s")

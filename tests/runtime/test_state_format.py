@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import pytest
 
 from headrace import Topology, agg, session, tumbling
 from headrace.record import JoinedBytes, RecordBatch, TopicPartition
@@ -15,7 +16,8 @@ from headrace.state.api import Store
 from headrace.state.memory import MemoryStores
 from headrace.topology.plan import TaskId, plan
 
-GOLDEN = Path(__file__).parent / "golden" / "task-v1"
+GOLDEN = Path(__file__).parent / "golden"
+NEWEST = "task-v2"
 INPUT = TopicPartition("events", 0)
 ROWS = [("a", 1, 1_000), ("b", 2, 2_000), ("a", 3, 3_500), ("a", 1, 4_000), ("b", 5, 61_000)]
 
@@ -58,14 +60,15 @@ def write_golden(directory: Path) -> None:
     store.snapshot(directory / "snapshot")
 
 
-def test_this_version_writes_version_1(tmp_path: Path) -> None:
+def test_this_version_writes_the_newest_version(tmp_path: Path) -> None:
     write_golden(tmp_path)
     written = {path.name: path.read_bytes() for path in (tmp_path / "snapshot").iterdir()}
-    assert written == {path.name: path.read_bytes() for path in GOLDEN.iterdir()}
+    assert written == {path.name: path.read_bytes() for path in (GOLDEN / NEWEST).iterdir()}
 
 
-def test_version_1_goes_on(tmp_path: Path) -> None:
-    shutil.copytree(GOLDEN, tmp_path / "store")
+@pytest.mark.parametrize("version", ["task-v1", "task-v2"])
+def test_every_version_goes_on(version: str, tmp_path: Path) -> None:
+    shutil.copytree(GOLDEN / version, tmp_path / "store")
     task = build(MemoryStores().open(tmp_path / "store"))
     assert task.positions == {INPUT: len(ROWS)}
     assert task.watermark == 56_000

@@ -62,7 +62,7 @@ def test_runs_that_follow_each_other_leave_what_a_nested_loop_finds(tmp_path: Pa
         # The state directory is another each time: what a run knows of the last one comes from the checkpoint.
         options = {"checkpoints": str(tmp_path / "checkpoints"), "state_dir": str(tmp_path / f"state-{turn}")}
         status = run(named_orders(), log=log, until_end=True, metrics_port=0, cache_bytes=1000, **options)
-        assert (status.state, status.lag_records) == ("finished", 0)
+        assert status.state == "finished"
         orders, customers, notes = tables.values()
         assert written(log) == {
             key: [order["n"], customers[order["c"]]["n"], notes[key]["n"] if notes.get(key) else None]

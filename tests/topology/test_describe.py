@@ -150,7 +150,7 @@ def test_every_reason_is_told() -> None:
         "weak-again-repartition": "step 'asked' may get other answers when it asks again",
         "made-of-answers": "it is made of 'again', which may hold repeats",
         "plain": None,
-        "windows-only": "step 'windows' depends on the event time that 'a' and 'b' share",
+        "windows-only": None,
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import groupby
 from typing import Any
 
 from headrace.errors import FatalError, HeadraceError
@@ -13,6 +14,7 @@ from headrace.operators.api import (
     Operator,
     Outputs,
     RecordsFailedError,
+    RunningWatermark,
     SidedOperator,
     StepContext,
 )
@@ -20,14 +22,16 @@ from headrace.operators.async_map import AsyncMapOperator, Caller
 from headrace.operators.interval_join import LATE_RIGHT
 from headrace.operators.retrying import ErrorPolicy, Retry, final_policy
 from headrace.operators.windowed import LATE
-from headrace.record import MIN_WATERMARK, TIMESTAMP_LIMIT, Progress, RecordBatch, TopicPartition
+from headrace.record import MIN_WATERMARK, Progress, RecordBatch, TopicPartition
 from headrace.runtime.edges import Append, Edge
 from headrace.runtime.failures import Failure, Failures, is_letters
 from headrace.runtime.parking import Pause, Work
 from headrace.runtime.tally import Tally
-from headrace.runtime.watermarks import held_back
+from headrace.runtime.times import ChainTime, Mark, meet
 from headrace.topology.graph import Node, Repartition, Sink, Step
-from headrace.topology.plan import Plan, SubTopology, TaskId, internal_topic, topics_above
+from headrace.topology.plan import Plan, SubTopology, TaskId, internal_topic, mixes_in_state, topics_above
+
+_NEVER = -(1 << 62)
 
 _Way = tuple[int, int, Batch]
 """Which input of a step a batch came by, how far behind its watermark is, and the batch."""
@@ -63,12 +67,17 @@ class Chain:
         self._children: dict[tuple[str, str], list[tuple[str, int]]] = {}
         """By node and port, who reads it, and as which of its inputs."""
         self._sources = sorted(sub.sources)
-        self._watermarks: dict[str, int] = dict.fromkeys(self._sources, MIN_WATERMARK)
-        self._holds: dict[str, int] = dict.fromkeys(self._sources, 0)
-        """How far behind the task's watermark the one that leaves each step is."""
+        self._time = ChainTime(self._sources)
+        self._entered = self._sources[0]
+        """The source whose records are worked on."""
         self._gathered: dict[str, list[_Way]] = {}
         """For each step with several inputs what has come for it."""
         self._on_clock: dict[str, ClockOperator] = {}
+        self._in_parts = mixes_in_state(plan.graph, sub)
+        """Whether time must move between the records of a batch for the whole chain: see ``_stop``."""
+        self._has_timers = any(
+            isinstance(n, Step) and n.spec.kind == "process" and n.spec.timed_ports for n in sub.nodes
+        )
         for node in sub.nodes:
             if node.name in sub.sources:
                 continue
@@ -80,9 +89,7 @@ class Chain:
                     self._on_clock[node.name] = operator
                 self._operators[node.name] = operator
                 self._steps.append((node, operator))
-                self._watermarks[node.name] = MIN_WATERMARK
-                own = TIMESTAMP_LIMIT - operator.output_watermark(TIMESTAMP_LIMIT)
-                self._holds[node.name] = own + self._held(node)
+                self._time.add(node.name, [port.node for port in node.inputs], operator)
                 if len(node.inputs) > 1:
                     self._gathered[node.name] = []
             elif isinstance(node, Sink | Repartition):
@@ -108,24 +115,52 @@ class Chain:
         Raises:
             RecordError: a record failed in a step whose policy is to stop.
         """
+        self._entered = node
+        running = batch.running if self._in_parts else None
+        start = 0
+        while running is not None and (stop := self._stop(node, batch, running, start)) < len(batch):
+            yield from self._enter(node, batch.part(start, stop))
+            yield from self.advance({node: Mark(running.before(batch.offsets[stop]), False)})
+            start = stop
+        yield from self._enter(node, batch.part(start) if start else batch)
+
+    def _enter(self, node: str, batch: Batch) -> Work[None]:
         yield from self._forward(node, [(MAIN, batch)])
         for name in self._gathered:
             yield from self._merge(name)
 
-    def advance(self, watermark: int) -> Work[None]:
-        """Let every step know the task's watermark, upstream before downstream.
+    def _stop(self, node: str, batch: Batch, running: RunningWatermark, start: int) -> int:
+        """Return the place in a batch up to which time makes nothing, if the records from ``start`` on are taken.
+
+        Some steps act on time between the records of a batch and others behind it. Where what they make meets in
+        state, time must make it before the records that come later, or it would be behind the watermark there.
+        """
+        offsets, timestamps, count = batch.offsets, batch.timestamps, len(batch)
+        watermark = running.before(offsets[start])
+        if running.last <= watermark:
+            return count
+        soonest = self._time.next_close(node)
+        for place in range(start + 1, count):
+            # no record makes anything due before its own time, but for a timer
+            soonest = min(soonest, watermark + 1 if self._has_timers else max(timestamps[place - 1], watermark) + 1)
+            reached = running.before(offsets[place])
+            if reached >= soonest and reached > watermark:
+                return place
+        return count
+
+    def advance(self, marks: Mapping[str, Mark]) -> Work[None]:
+        """Let every step know the event time of the sources above it, upstream before downstream.
 
         Raises:
             RecordError: what time makes fails in a step whose policy is to stop.
         """
-        marks = self._watermarks
-        marks.update(dict.fromkeys(self._sources, watermark))
+        self._time.take(marks)
         for node, operator in self._steps:
             if node.name in self._gathered:
                 yield from self._merge(node.name)
-            reached = min(marks[port.node] for port in node.inputs)
-            yield from self._forward(node.name, self._on_time(node, operator.on_watermark, reached))
-            marks[node.name] = operator.output_watermark(reached)
+            reached = self._time.reach(node.name)
+            if reached is not None:
+                yield from self._forward(node.name, self._on_time(node, operator.on_watermark, reached))
 
     def tick(self, now_ms: int) -> Work[bool]:
         """Let the steps that act on processing time know it; return whether any of them did.
@@ -155,32 +190,47 @@ class Chain:
         """Return how many partitions of internal topics the edges write to."""
         return sum(edge.partitions for edge in self._edges.values() if edge.internal)
 
-    def next_close(self) -> int | None:
-        """Return the watermark at which something closes next; None if nothing is open."""
-        marks = [(operator.next_close(), node) for node, operator in self._steps]
-        return min((mark + self._held(node) for mark, node in marks if mark is not None), default=None)
+    def is_due(self, marks: Mapping[str, Mark]) -> bool:
+        """Return whether anything would close if the sources had these times."""
+        return self._time.is_due(marks)
 
-    def close_at_end(self) -> int | None:
-        """Return the watermark that would close what is open nearest to the sources, None if nothing is."""
+    def close_at_end(self) -> tuple[int, list[str]] | None:
+        """Return the watermark that would close what is open nearest to the sources, and which sources it needs.
+
+        Returns:
+            None if nothing is open.
+        """
         for node, operator in self._steps:
             mark = operator.close_at_end()
             if mark is not None:
-                return mark + self._held(node)
+                return mark + self._time.held(node.name), self._time.sources_of(node.name)
         return None
 
-    def pack(self, topic: str, idle: bool, end: int) -> list[Append]:
+    def pack(self, topic: str, at_rest: bool, end: int) -> list[Append]:
         """Return what the edges have gathered, as appends."""
         appends: list[Append] = []
         for name, edge in self._edges.items():
-            for append in edge.pack(topic, self._progress(name, idle, end)):
+            for append in edge.pack(topic, self._progress(name, self._time, at_rest, end)):
                 self.tally.records_out[edge.topic] += len(append[1])
                 self.tally.sent[name] += len(append[1])
                 appends.append(append)
         return appends + self._failures.pack()
 
-    def report(self, idle: bool, end: int) -> list[Append]:
-        """Return control batches for internal partitions that have not heard how far this task is."""
-        return [a for name, edge in self._edges.items() for a in edge.report(self._progress(name, idle, end))]
+    def report(self, at_rest: bool, end: int, ahead: Mapping[str, Mark] | None = None) -> list[Append]:
+        """Return control batches for internal partitions that have not heard how far this task is.
+
+        Args:
+            at_rest: Whether its input has ended.
+            end: The bound up to which it is finished, or -1.
+            ahead: Where the clock has the sources, if that closes nothing here.
+        """
+        time = self._time if ahead is None else self._time.ahead(ahead)
+        progress = {name: self._progress(name, time, at_rest, end) for name in self._edges}
+        return [append for name, edge in self._edges.items() for append in edge.report(progress[name])]
+
+    def times(self) -> dict[str, int]:
+        """Return the event time that each step knows of, for the checkpoint."""
+        return self._time.state()
 
     def sequences(self) -> dict[str, int]:
         """Return the next positions of all edges, for the checkpoint."""
@@ -193,6 +243,10 @@ class Chain:
         for edge in self._edges.values():
             edge.sequences = {s: n for s, n in own.items() if s.split("/")[1] == edge.step}
         self._failures.restore(sequences)
+
+    def restore_times(self, times: Mapping[str, int]) -> None:
+        """Take the event times that a checkpoint kept; ``advance`` tells the steps."""
+        self._time.restore(times)
 
     def fail(self, step: str, policy: ErrorPolicy, offset: int, error: Exception) -> None:
         """Deal with a record that could not be read.
@@ -208,15 +262,14 @@ class Chain:
         """
         self._failures.fail(Failure(step, final_policy(policy), error, offset), self._watermark)
 
-    def _held(self, node: Step) -> int:
-        return max(self._holds[port.node] for port in node.inputs)
-
-    def _progress(self, name: str, idle: bool, end: int) -> Progress:
-        return Progress(min(self._watermarks[port.node] for port in self._nodes[name].inputs), idle, end)
+    def _progress(self, name: str, time: ChainTime | Mapping[str, Mark], at_rest: bool, end: int) -> Progress:
+        inputs = [port.node for port in self._nodes[name].inputs]
+        mark = time.at(inputs) if isinstance(time, ChainTime) else meet(time[above] for above in inputs)
+        return Progress(mark.watermark, at_rest or mark.idle, end)
 
     @property
     def _watermark(self) -> int:
-        return self._watermarks[self._sources[0]]
+        return self._time.at(self._sources).watermark
 
     def _forward(self, node: str, outputs: Outputs) -> Work[None]:
         for port, batch in outputs:
@@ -226,16 +279,18 @@ class Chain:
                 self.tally.late[node] += len(batch)
             for child, side in self._children.get((node, port), ()):
                 if child in self._gathered:
-                    self._gathered[child].append((side, self._holds[node], batch))
+                    self._gathered[child].append((side, self._time.hold(node), batch))
                 else:
                     yield from self._run(child, batch)
 
     def _merge(self, name: str) -> Work[None]:
         """Run a step of several inputs on what they had for it, in an order that does not depend on the batches."""
-        batches = self._gathered[name]
-        if batches:
+        ways = self._gathered[name]
+        if ways:
             self._gathered[name] = []
-            yield from self._run(name, *_interleave(batches))
+            node = self._nodes[name]
+            for batch, sides in _interleave(ways, self._held(node) if isinstance(node, Step) else 0):
+                yield from self._run(name, batch, sides)
 
     def _run(self, name: str, batch: Batch, sides: Sequence[int] = ()) -> Work[None]:
         edge = self._edges.get(name)
@@ -254,8 +309,8 @@ class Chain:
         yield from self._forward(name, outputs)
 
     def _apply(self, node: Step, operator: Operator, batch: Batch, sides: Sequence[int]) -> Outputs:
-        if batch.running is not None and node.spec.stateful and self._held(node):
-            batch = batch.with_running(held_back(batch.running, self._held(node)))
+        if batch.running is not None and node.spec.stateful:
+            batch = batch.with_running(self._time.seen_by(node.name, batch.running, self._entered))
         process = _process(operator, sides) if node.spec.sided else operator.process
         try:
             return process(batch)
@@ -367,25 +422,44 @@ class Chain:
         self._failures.fail(Failure(node.name, policy, error, offset, made, tries), self._watermark)
 
 
-def _interleave(ways: list[_Way]) -> tuple[Batch, list[int]]:
+def _interleave(ways: list[_Way], held: int) -> list[tuple[Batch, list[int]]]:
     """Put what came by several ways into the order of the input, or, if windows made it, of their closing.
 
     What time made behind a record comes after whatever the record itself did. Of one input record, or one moment, it
-    stays in the order of the ways. Returns with it which input each came by.
+    stays in the order of the ways. Returns batches, and for each which input its records came by.
+
+    Args:
+        ways: What came.
+        held: How far behind the task's watermark that of the step is. What came by a way that is less far behind lies
+            ahead of it.
     """
-    if len(ways) == 1:
+    of_time = [batch.timed or batch.offsets[0] < 0 for _, _, batch in ways]
+    if len(ways) == 1 and not (of_time[0] and ways[0][1] < held):
         side, _, batch = ways[0]
-        return batch, [side] * len(batch)
+        return [(batch, [side] * len(batch))]
     whole = Batch.concatenate([batch for _, _, batch in ways])
     sides = [side for side, _, batch in ways for _ in range(len(batch))]
+    offsets = whole.offsets
+    if not any(of_time):
+        rows = sorted(range(len(whole)), key=lambda row: (offsets[row], sides[row]))
+        return [(whole.pick(rows), [sides[row] for row in rows])]
     made: list[int] = []
     """When time made each record; before all times for one that it did not make."""
-    for _, hold, batch in ways:
-        timed = batch.timed or batch.offsets[0] < 0
-        made += [timestamp + hold for timestamp in batch.timestamps] if timed else [MIN_WATERMARK] * len(batch)
-    offsets = whole.offsets
+    for (_, hold, batch), timed in zip(ways, of_time, strict=True):
+        if timed:
+            made += [moment + hold for moment in batch.moments or batch.timestamps]
+        else:
+            made += [_NEVER] * len(batch)
+    whole.moments = [moment - held for moment in made]
     rows = sorted(range(len(whole)), key=lambda row: (offsets[row], made[row], sides[row]))
-    return whole.pick(rows), [sides[row] for row in rows]
+    parts = []
+    for timed, group in groupby(rows, key=lambda row: made[row] > _NEVER):
+        part = list(group)
+        batch = whole.pick(part)
+        batch.timed = timed and batch.running is not None
+        batch.moments = batch.moments if timed else None
+        parts.append((batch, [sides[row] for row in part]))
+    return parts
 
 
 def _process(operator: Any, sides: Sequence[int]) -> Callable[[Batch], Outputs]:

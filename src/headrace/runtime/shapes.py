@@ -25,18 +25,29 @@ from headrace.serde.evolution import unreadable
 _BOOKKEEPING = ("oldest", "since", "written")
 
 
-def carry_over(task: str, kept: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
+def carry_over(
+    task: str, kept: Mapping[str, Any], wanted: Mapping[str, Any], lines: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """Return the shapes that the next checkpoint keeps.
 
     Args:
         task: The task, for messages.
         kept: The shapes of the steps in the last checkpoint, by step.
         wanted: Those of the steps as they are now.
+        lines: Where the steps are written, for messages.
 
     Raises:
         TopologyError: a step was changed in a way that its stored state cannot follow.
     """
-    return {step: _step(task, step, kept[step], shape) if step in kept else shape for step, shape in wanted.items()}
+    shapes = dict(wanted)
+    for step in [step for step in wanted if step in kept]:
+        try:
+            shapes[step] = _step(task, step, kept[step], wanted[step])
+        except TopologyError as error:
+            if lines is None:
+                raise
+            raise TopologyError(f"{error.message} ({lines[step]})", remedy=error.remedy) from None
+    return shapes
 
 
 def _step(task: str, step: str, kept: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,22 +18,23 @@ import msgpack
 from headrace.errors import CorruptError, InvalidError
 from headrace.operators.api import Batch, StepContext
 from headrace.operators.async_map import Caller
-from headrace.record import RecordBatch, TopicPartition
+from headrace.record import MIN_WATERMARK, RecordBatch, TopicPartition
 from headrace.runtime.edges import Append
 from headrace.runtime.executor import Chain
 from headrace.runtime.ingest import decode, ingest
 from headrace.runtime.parking import Parked, Wait, Work, start
 from headrace.runtime.shapes import carry_over
 from headrace.runtime.tally import Tally
-from headrace.runtime.watermarks import InputTime, InternalTime, Running, SourceTime, TaskTime
+from headrace.runtime.times import Mark, meet
+from headrace.runtime.watermarks import InputTime, InternalTime, Running, SourceTime
 from headrace.state.api import Store, WriteBatch
 from headrace.state.cache import Budget
 from headrace.state.keys import store_prefix
 from headrace.topology.graph import Repartition, Source, Step
 from headrace.topology.plan import Input, Plan, SubTopology, TaskId
 
-FORMAT = 1
-"""Version of what ``flush`` writes beside the operators' rows."""
+FORMAT = 2
+"""Version of what ``flush`` writes beside the operators' rows; 1 had one event time for all steps."""
 
 _META = store_prefix(0) + b"task"
 
@@ -57,8 +58,8 @@ class _TaskInput:
 class _Closing(NamedTuple):
     """What a task will close when a checkpoint says that it will."""
 
-    watermark: int
-    """Where the clock moved the watermark to, if ``end`` is negative."""
+    watermarks: dict[str, int]
+    """Where the clock has the watermark of each input, by source, if ``end`` is negative."""
     end: int
     """The bound of an input that has ended, or -1."""
 
@@ -106,21 +107,20 @@ class Task:
             self._inputs[partition] = self._input(plan, by_topic[partition.topic], partition, meta, starts)
         self._owned = {p: self._inputs[p] for p in sub.owns(task_id.partition)}
         """The inputs whose event time counts: those that other tasks read too are there at all times."""
-        self._time = TaskTime({partition: item.time for partition, item in self._owned.items()})
         self._chain = Chain(plan, sub, task_id, partitions, self._context, caller)
         self._parked: Parked[list[Append]] | None = None
         self._chain.restore(meta.get("sequences", {}))
         self._end: int = meta.get("end", -1)
         self._at_rest = self._end >= 0
         """True from the end of a bounded input to the next record."""
-        self._closing = _Closing(*meta["closing"]) if meta.get("closing") else None
-        times = [item.time for item in self._inputs.values()]
+        self._closing: _Closing | None = None
+        self._ahead: dict[str, Mark] | None = None
+        """Where the clock has the inputs, if downstream may know: it closes nothing here."""
         self._shapes = {n.name: n.spec.shape() for n in sub.nodes if isinstance(n, Step) and n.spec.stateful}
-        self._settles_clock = bool(self._shapes) and len(times) == 1 and isinstance(times[0], SourceTime)
         if meta:
-            self._shapes = carry_over(str(task_id), meta["shapes"], self._shapes)
-            self._time.watermark = meta["watermark"]
-            self._do(self._catch_up())
+            lines = {node.name: node.location for node in sub.nodes}
+            self._shapes = carry_over(str(task_id), meta["shapes"], self._shapes, lines)
+        self._begin(meta)
 
     @property
     def parked(self) -> Wait | None:
@@ -157,23 +157,18 @@ class Task:
 
     @property
     def watermark(self) -> int:
-        """Return the task's watermark."""
-        return self._time.watermark
+        """Return the least watermark of the inputs that are waited for."""
+        return meet(item.time.mark for item in self._owned.values()).watermark
 
     @property
     def idle(self) -> bool:
         """Return whether every input has run dry."""
-        return self._time.idle
+        return all(item.time.idle for item in self._owned.values())
 
     @property
     def finished(self) -> int:
         """Return the bound up to which the task is finished, -1 if it never was."""
         return self._end
-
-    @property
-    def _resting(self) -> bool:
-        """Return whether nobody should wait for this task: its input is idle, or has ended."""
-        return self._at_rest or self._time.idle
 
     def take_tally(self) -> Tally:
         """Return what happened since the last call."""
@@ -181,8 +176,8 @@ class Task:
 
     def held_back_by(self) -> TopicPartition:
         """Return the input that holds the watermark back."""
-        partition: TopicPartition = self._time.held_back_by()
-        return partition
+        times = {partition: item.time for partition, item in self._owned.items()}
+        return min(times, key=lambda partition: (times[partition].idle, times[partition].watermark))
 
     def inputs_by_time(self) -> list[TopicPartition]:
         """Return the inputs: first those that every task reads, then that whose event time is furthest behind."""
@@ -209,36 +204,43 @@ class Task:
             yield from self._take_source(item, item.time, partition, records)
         item.position = records.next_offset
         self._at_rest = self._at_rest and records.control
+        self._ahead = None
         return (yield from self._advance(partition.topic))
 
     def tick(self, now_ms: int, at_end: Mapping[TopicPartition, bool]) -> list[Append]:
         """Learn the time, and which inputs were read to their end; return what is to be appended because of it.
 
-        What the clock closes must not leave before it is sure to leave in the same way after a crash. So a task whose
-        results are otherwise a function of its input proposes to close it (``closing``), and closes it in ``settle``.
+        What the clock closes must not leave before it is sure to leave in the same way after a crash. So a task that
+        has state proposes to close it (``closing``), and closes it in ``settle``. What closes nothing here may close
+        something downstream, which is told of it.
         """
         return self._do(self._tick(now_ms, at_end))
 
     def _tick(self, now_ms: int, at_end: Mapping[TopicPartition, bool]) -> Work[list[Append]]:
-        before = self._time.watermark
-        proposed = self._time.tick(now_ms, at_end)
+        for partition, item in self._owned.items():
+            item.time.tick(now_ms, at_end[partition])
         if self._chain.uses_clock and not self.closing:
             acted = yield from self._chain.tick(now_ms)
             self.changed |= acted
-        if self._settles_clock:
-            due = self._chain.next_close()
-            if not self.closing and due is not None and due <= proposed:
-                self._closing = _Closing(proposed, -1)
+        if not self.closing:
+            before = self._chain.times()
+            yield from self._chain.advance(self._marks())  # an input that ran dry no longer holds back others
+            self.changed |= self._chain.times() != before
+            ahead = {item.node.name: item.time.ahead for item in self._owned.values()}
+            if self._shapes and self._chain.is_due(ahead):
+                self._closing = _Closing({name: mark.watermark for name, mark in ahead.items()}, -1)
                 self.changed = True
-            return self._chain.pack(next(iter(self._inputs)).topic, self._resting, self._end)
-        if self._time.watermark == before and (
-            proposed - before < _CLOCK_STEP_MS or not self._chain.internal_partitions
-        ):
-            return self._chain.pack(next(iter(self._inputs)).topic, self._resting, self._end)
-        self._time.move(proposed)
-        self.changed = True
-        yield from self._chain.advance(self._time.watermark)
-        return self._chain.pack(next(iter(self._inputs)).topic, self._resting, self._end)
+            elif self._chain.internal_partitions and self._is_news(ahead):
+                self._ahead = ahead
+        return self._pack(next(iter(self._inputs)).topic)
+
+    def _is_news(self, ahead: Mapping[str, Mark]) -> bool:
+        """Return whether the clock has moved an input far enough for downstream to be told."""
+        known = self._ahead or self._marks()
+        return any(
+            mark.watermark - known[name].watermark >= _CLOCK_STEP_MS or mark.idle != known[name].idle
+            for name, mark in ahead.items()
+        )
 
     @property
     def closing(self) -> bool:
@@ -257,16 +259,21 @@ class Task:
         if closing is None:
             return []
         self.changed = True
+        self._ahead = None
         topic = next(iter(self._inputs)).topic
         if closing.end < 0:
-            self._time.move(closing.watermark)
-            yield from self._chain.advance(self._time.watermark)
-            return self._chain.pack(topic, self._resting, self._end)
+            for item in self._owned.values():
+                item.time.move(closing.watermarks.get(item.node.name, MIN_WATERMARK))
+            yield from self._chain.advance(self._marks())
+            return self._pack(topic)
         appends: list[Append] = []
-        while (mark := self._chain.close_at_end()) is not None:
-            self._time.watermark = max(self._time.watermark, mark)
-            yield from self._chain.advance(self._time.watermark)
-            appends += self._chain.pack(topic, self._resting, self._end)
+        while (found := self._chain.close_at_end()) is not None:
+            mark, sources = found
+            for item in self._owned.values():
+                if item.node.name in sources:
+                    item.time.move(mark)
+            yield from self._chain.advance(self._marks())
+            appends += self._pack(topic)
         # Whoever reads that this task is finished must have everything that it made before that.
         self._end = closing.end
         self._at_rest = True
@@ -279,7 +286,7 @@ class Task:
 
     def report(self) -> list[Append]:
         """Return control batches for internal partitions that have not heard how far this task is."""
-        return self._chain.report(self._resting, self._end)
+        return self._chain.report(self._at_rest, self._end, self._ahead)
 
     def upstream_finished(self, bound: int) -> bool:
         """Return whether everything that writes to this task's internal inputs is finished up to ``bound``."""
@@ -292,7 +299,7 @@ class Task:
         The watermark will move just as far as that needs. Records that come in a later run are late only for what was
         closed.
         """
-        self._closing = _Closing(-1, bound)
+        self._closing = _Closing({}, bound)
         self.changed = True
 
     def flush(self) -> None:
@@ -307,7 +314,7 @@ class Task:
             "format": FORMAT,
             "task": str(self.id),
             "stores": self._store_ids,
-            "watermark": self._time.watermark,
+            "times": self._chain.times(),
             "end": self._end,
             "closing": self._closing,
             "shapes": self._shapes,
@@ -353,10 +360,30 @@ class Task:
             return []
         return outcome
 
-    def _catch_up(self) -> Work[list[Append]]:
-        """Let the steps know the watermark that a checkpoint kept."""
-        yield from self._chain.advance(self._time.watermark)
+    def _begin(self, meta: Mapping[str, Any]) -> None:
+        """Tell the steps the event times that a checkpoint kept, and take what it was to close."""
+        names = list(self._marks())
+        if meta.get("format") == 1:
+            self._do(self._advance_to(dict.fromkeys(names, Mark(meta["watermark"], False))))
+        self._chain.restore_times(meta.get("times", {}))
+        self._do(self._advance_to(self._marks()))
+        if meta.get("closing"):
+            watermarks, end = meta["closing"]
+            if not isinstance(watermarks, dict):
+                watermarks = dict.fromkeys(names, watermarks)
+            self._closing = _Closing(watermarks, end)
+
+    def _advance_to(self, marks: Mapping[str, Mark]) -> Work[list[Append]]:
+        yield from self._chain.advance(marks)
         return []
+
+    def _marks(self) -> dict[str, Mark]:
+        """Return the event time of every input; nobody waits for what every task reads."""
+        marks = {item.node.name: Mark(MIN_WATERMARK, True) for item in self._inputs.values()}
+        return marks | {item.node.name: item.time.mark for item in self._owned.values()}
+
+    def _pack(self, topic: str) -> list[Append]:
+        return self._chain.pack(topic, self._at_rest, self._end)
 
     def _take_source(
         self, item: _TaskInput, time: SourceTime, partition: TopicPartition, records: RecordBatch
@@ -367,8 +394,7 @@ class Task:
         if batch is None:
             return
         if not source.broadcast:
-            others = self._time.others(partition)
-            batch.running = Running(batch.timestamps, batch.offsets, time, others, self._time.watermark)
+            batch.running = Running(batch.timestamps, batch.offsets, time)
         yield from self._chain.process(source.name, batch)
         time.observe(max(batch.timestamps))
 
@@ -397,10 +423,8 @@ class Task:
         return None if start == len(records) else records.tail(start)
 
     def _advance(self, topic: str) -> Work[list[Append]]:
-        before = self._time.watermark
-        if self._time.update() > before:
-            yield from self._chain.advance(self._time.watermark)
-        return self._chain.pack(topic, self._resting, self._end)
+        yield from self._chain.advance(self._marks())
+        return self._pack(topic)
 
     def _fail(self, node: Source | Repartition, offset: int, error: Exception) -> None:
         self._chain.fail(node.name, node.on_error, offset, error)

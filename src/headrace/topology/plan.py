@@ -174,7 +174,7 @@ def at_least_once(plan: Plan) -> dict[str, str]:
     weak: dict[str, str] = {}
     for sub in plan.subtopologies:
         for edge in written(sub):
-            reason = why_not_deterministic(plan.graph, sub, edge) or _shared_time(plan.graph, sub, edge)
+            reason = why_not_deterministic(plan.graph, sub, edge)
             above = {node.name for node in _above(plan.graph, sub, edge)}
             repeated = [item.node for item in sub.inputs if item.node in weak and item.node in above]
             if reason is None and repeated:
@@ -182,24 +182,6 @@ def at_least_once(plan: Plan) -> dict[str, str]:
             if reason is not None:
                 weak[edge.name] = reason
     return weak
-
-
-_TIMELESS = frozenset(["aggregate", "reduce", "table-join", "join-references", "join-lookup", "foreign-key-join"])
-"""Kinds of steps with state in which nothing depends on event time."""
-
-
-def _shared_time(graph: Graph, sub: SubTopology, edge: Repartition | Sink) -> str | None:
-    """Say which step depends on the event time that all inputs of a task share; None if none does.
-
-    What one of its own inputs gives it is late, or makes a window close, depending on how far the others are, which
-    a replay need not repeat.
-    """
-    sharing = [item.node for item in sub.inputs if not item.broadcast]
-    timed = [n for n in _above(graph, sub, edge) if isinstance(n, Step) and n.spec.stateful]
-    for step in sorted((n.name for n in timed if n.spec.kind not in _TIMELESS), key=list(graph.by_name).index):
-        if len(sharing) > 1:
-            return f"step {step!r} depends on the event time that {_listed(sharing)} share"
-    return None
 
 
 def is_deterministic(graph: Graph, sub: SubTopology, edge: Repartition | Sink) -> bool:
@@ -267,6 +249,13 @@ def _births(graph: Graph, sub: SubTopology, port: Port) -> set[str]:
 
 def _all_births(graph: Graph, sub: SubTopology, node: Node) -> set[str]:
     return set().union(*(_births(graph, sub, port) for port in node.inputs))
+
+
+def mixes_in_state(graph: Graph, sub: SubTopology) -> bool:
+    """Tell whether what time makes meets what comes at once, or what time makes elsewhere, in the state of a step."""
+    steps = [node for node in sub.nodes if isinstance(node, Step) and node.spec.stateful and node.name not in sub.sources]
+    met = [_all_births(graph, sub, step) for step in steps]
+    return any(len(births) > 1 and not births <= sub.sources for births in met)
 
 
 def _mixing(graph: Graph, sub: SubTopology, node: Node) -> str:
