@@ -1,8 +1,9 @@
-"""The generated events of Nexmark, and the batch answers to its queries."""
+"""The generated events of Nexmark, the batch answers to its queries, and the topologies, which must give the same."""
 
 import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Iterator
+from dataclasses import dataclass
 from decimal import Decimal
 from itertools import chain
 from pathlib import Path
@@ -12,7 +13,8 @@ import duckdb
 import msgspec
 import pytest
 
-from bench.nexmark.__main__ import write
+from bench.nexmark.__main__ import check, measure, write
+from bench.nexmark.comparing import differences, rows_of, topology_of
 from bench.nexmark.events import (
     FIRST_AUCTION_ID,
     FIRST_PERSON_ID,
@@ -27,6 +29,7 @@ from bench.nexmark.events import (
     side_input,
 )
 from bench.nexmark.queries import QUERIES, answer, load, sql
+from headrace.testing.driver import TopologyTestDriver
 
 EVENTS = 20_000
 EVENING_MS = START_MS + 66_600_000
@@ -290,3 +293,98 @@ def test_files_hold_the_events(tmp_path: Path) -> None:
         for topic, kind in kinds.items()
     ]
     assert Events(*written) == site.all()
+
+
+@dataclass(frozen=True)
+class Site:
+    """Events as they arrive, some at a time, and DuckDB's tables of them."""
+
+    batches: list[Events]
+    tables: duckdb.DuckDBPyConnection
+
+
+def around_midnight() -> list[Events]:
+    site = Nexmark(count=4_000, rate=100, start_ms=START_MS + 86_400_000 - 17_000, disorder_ms=900)
+    return list(site.batches(7))
+
+
+def much_the_same() -> list[Events]:
+    """Few different times and prices, so that many events are equal in them."""
+
+    def rounded(event: Any) -> Any:
+        times = {"date_time": event.date_time // 200 * 200}
+        if isinstance(event, Auction):
+            times["expires"] = max(times["date_time"], event.expires // 200 * 200)
+        if isinstance(event, Bid):
+            times["price"] = min(int(str(event.price)[0]) * 10 ** (len(str(event.price)) - 1), 50_000_000)
+        return msgspec.structs.replace(event, **times)
+
+    site = Nexmark(count=4_000, rate=500, disorder_ms=300)
+    return [Events(*(list(map(rounded, events)) for events in batch)) for batch in site.batches(11)]
+
+
+def few_at_a_time() -> list[Events]:
+    return list(Nexmark(count=600, rate=1, disorder_ms=900).batches(1))
+
+
+@pytest.fixture(scope="module", params=[around_midnight, much_the_same, few_at_a_time])
+def site(request: pytest.FixtureRequest) -> Iterator[Site]:
+    batches = request.param()
+    with duckdb.connect() as connection:
+        load(connection, Events(*(list(chain.from_iterable(kinds)) for kinds in zip(*batches, strict=True))))
+        yield Site(batches, connection)
+
+
+def driver_of(number: int, **options: int) -> TopologyTestDriver:
+    driver = TopologyTestDriver(topology_of(number), partitions=3, **options)
+    if number == 13:
+        driver.send_many("side_input", side_input(), keys=range(10_000))
+    return driver
+
+
+def send(driver: TopologyTestDriver, batch: Events) -> None:
+    for topic, events in batch._asdict().items():
+        if events and topic in driver.plan.source_topics():
+            keys = [event.auction if isinstance(event, Bid) else event.id for event in events]
+            driver.send_many(topic, events, keys=keys, timestamps=[event.date_time for event in events])
+
+
+def found_by(number: int, driver: TopologyTestDriver) -> list[dict[str, Any]]:
+    driver.end_input()
+    assert driver.late.total() == 0
+    return rows_of(number, ((record.key, record.value) for record in driver.read(f"q{number}")))
+
+
+@pytest.mark.parametrize("number", QUERIES)
+def test_a_topology_gives_the_answer(site: Site, number: int) -> None:
+    driver = driver_of(number, batch_records=37)
+    for batch in site.batches:
+        send(driver, batch)
+    assert not differences(answer(site.tables, number), found_by(number, driver))
+
+
+def test_the_time_of_the_day_is_told(evening: duckdb.DuckDBPyConnection) -> None:
+    driver = driver_of(14)
+    send(driver, Nexmark(count=EVENTS, rate=1, start_ms=EVENING_MS).all())
+    assert not differences(answer(evening, 14), found_by(14, driver))
+
+
+def test_rows_that_differ_are_shown() -> None:
+    row = {"a": 1, "b": "x"}
+    assert not differences([row, row], [{**row, "c": 5}, row])
+    assert differences([row, row], [row]) == ["1 missing", "  {'a': 1, 'b': 'x'}"]
+    assert differences([row], [{"a": 1}]) == [
+        "1 missing", "  {'a': 1, 'b': 'x'}", "1 unexpected", "  {'a': 1, 'b': None}"
+    ]  # fmt: skip
+    assert differences([row], []) == ["1 rows expected, 0 found"]
+    assert not differences([], [])
+
+
+def test_queries_are_checked_over_a_log_on_disk(capsys: pytest.CaptureFixture[str]) -> None:
+    assert check(Nexmark(count=2_000, rate=100, disorder_ms=400), [5, 9])
+    assert [line.split()[::3] for line in capsys.readouterr().out.splitlines()[1:]] == [["q5", "yes"], ["q9", "yes"]]
+
+
+def test_queries_are_measured_in_processes_of_their_own(capsys: pytest.CaptureFixture[str]) -> None:
+    measure(Nexmark(count=1_000), [13], repeats=1)
+    assert capsys.readouterr().out.splitlines()[-1].startswith("| 13 | 920 | 920 | ")
