@@ -14,6 +14,7 @@ from headrace import Json, Msgpack, TopologyError
 from headrace.record import JoinedBytes
 from headrace.serde.api import Serde, serde_for
 from headrace.serde.primitives import Bytes, Float, Int, Str, Uuid
+from headrace.serde.tuples import Tuple
 
 
 class Payment(msgspec.Struct):
@@ -54,6 +55,7 @@ SERDES: list[tuple[Serde[Any], Any]] = [
     (Int(), longs),
     (Float(), st.floats(allow_nan=False) | st.integers(-9, 9)),
     (Uuid(), st.uuids()),
+    (Tuple(tuple[int, str, bytes, bool, UUID]), st.tuples(longs, st.text(), st.binary(), st.booleans(), st.uuids())),
     (Msgpack(), plain | st.binary()),
     (Msgpack(Payment), payments),
     (Msgpack(Visit), visits),
@@ -92,7 +94,8 @@ DAMAGED = [
     (Msgpack(Payment), b"\x81\xa2id\x05"), (Msgpack(Payment), b"\xa6secret"), (Json(), b'{"secret'), (Json(), b""),
     (Float(), b"secret"), (Uuid(), b"secret"), (Uuid(), b"secret" * 6),
     (Uuid(), b"secret00-0000-0000-0000-000000000000"),
-    (Uuid(), b"\xff" * 36), (Uuid(), b"00000000-00000000-0000-0000-00000000"),
+    (Tuple(tuple[str]), b"\x92\xa6secret\xa6secret"), (Tuple(tuple[str]), b"\x91\xc1secret"),
+    (Tuple(tuple[str]), b""), (Uuid(), b"\xff" * 36), (Uuid(), b"00000000-00000000-0000-0000-00000000"),
     (Msgpack(Rider), b"\x81\xa4name\x05"), (Msgpack(Rider), b"\xa6secret"), (Msgpack(Rider), b"\xc1"),
     (Json(Rider), b'{"secret'), (Json(Rider), b'{"name": "secret", "number": "secret"}'), (Json(Rider), b""),
     (Json(Payment), b'{"id": "secret", "total": "secret"}'), (Msgpack(), b"\x01\x02"), (Json(), b"1 2"),
@@ -101,7 +104,7 @@ DAMAGED = [
 
 @pytest.mark.parametrize(("serde", "value"), DAMAGED)
 def test_damaged_bytes_are_refused_and_not_shown(serde: Serde[Any], value: bytes) -> None:
-    examples: dict[Any, Any] = {Int: 7, Float: 7, Uuid: UUID(int=7)}
+    examples: dict[Any, Any] = {Int: 7, Float: 7, Uuid: UUID(int=7), Tuple: ("x",)}
     (good,) = serde.encode_many([examples.get(type(serde), "x")])
     with pytest.raises(Exception) as failed:  # noqa: PT011  # each serde has its own errors
         serde.decode(value)
@@ -132,11 +135,25 @@ def test_whole_numbers_of_four_bytes_are_read() -> None:
         (Float(), "5"),
         (Float(), True),
         (Uuid(), "00000000-0000-0000-0000-000000000000"),
+        (Tuple(tuple[str]), "x"),
+        (Tuple(tuple[str]), ["x"]),
     ],
 )
 def test_values_of_another_type_are_refused(serde: Serde[Any], value: Any) -> None:
     with pytest.raises(TypeError, match="expected"):
         serde.encode_many([value])
+
+
+@pytest.mark.parametrize("value", [("5", "a"), (5, b"a"), (5,), (5, "a", 0), (True, "a"), (5.0, "a"), (2**70, "a")])
+def test_so_are_tuples_with_other_parts(value: Any) -> None:
+    with pytest.raises((ValueError, OverflowError)):
+        Tuple(tuple[int, str]).encode_many([(1, "a"), value])
+
+
+@pytest.mark.parametrize("kind", [tuple, tuple[()], tuple[str, ...], tuple[str, float], tuple[str, list[str]]])
+def test_tuples_whose_bytes_could_differ_are_not_taken(kind: Any) -> None:
+    with pytest.raises(TypeError, match="its parts are not each one of str, int"):
+        Tuple(kind)
 
 
 def test_a_number_that_is_too_long_is_refused() -> None:

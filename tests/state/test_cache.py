@@ -365,3 +365,11 @@ def test_the_size_of_structs_counts_their_fields():
     _, _, cache = make()
     cache.bucket(encode_time(1)).live[b"key"] = Row("x" * 5000)
     assert 5000 < cache.used_bytes() < 5600
+
+
+def test_a_few_large_values_that_came_first_do_not_count_for_all():
+    _, _, cache = make()
+    live = cache.bucket(encode_time(1)).live
+    live.update((b"large-%d" % i, [0.5] * 10_000) for i in range(16))
+    live.update((b"small-%d" % i, [0.5]) for i in range(2000))
+    assert cache.used_bytes() < 16 * 400_000 + 2000 * 400

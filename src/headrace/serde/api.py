@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, Protocol, TypeVar, get_origin, runtime_checkable
 from uuid import UUID
 
 from headrace.errors import TopologyError
 from headrace.record import JoinedBytes
 from headrace.serde.msgpack import Msgpack
 from headrace.serde.primitives import Bytes, Float, Int, Str, Uuid
+from headrace.serde.tuples import Tuple
 
 V = TypeVar("V")
 
@@ -84,8 +85,8 @@ def serde_for(given: Any, what: str, default: Callable[[], Serde[Any]] = Msgpack
     """Return the serde that a user's ``value=`` or ``key=`` means.
 
     Args:
-        given: None (the default), ``bytes``, ``str``, ``int``, ``float``, ``UUID``, a class with typed fields (decoded
-            from MessagePack), or a serde.
+        given: None (the default), ``bytes``, ``str``, ``int``, ``float``, ``UUID``, a tuple type such as
+            ``tuple[str, int]``, a class with typed fields (decoded from MessagePack), or a serde.
         what: The argument's place, named in errors.
         default: Made when ``given`` is None.
 
@@ -103,6 +104,11 @@ def serde_for(given: Any, what: str, default: Callable[[], Serde[Any]] = Msgpack
         return simple()
     if isinstance(given, Serde) and not isinstance(given, type):
         return given
+    if get_origin(given) is tuple:
+        try:
+            return Tuple(given)
+        except TypeError as error:
+            raise TopologyError(f"{what} cannot be {given}: {error}") from error
     if isinstance(given, type):
         try:
             return Msgpack(given)

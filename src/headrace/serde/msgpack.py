@@ -78,7 +78,7 @@ def check_kind(kind: Any) -> None:
     if is_model(kind):
         check_aliases(kind)
     elif isinstance(msgspec.inspect.type_info(kind), msgspec.inspect.CustomType) and not is_readable(kind):
-        raise TypeError("it has no typed fields")
+        raise TypeError(f"{kind_name(kind)} has no typed fields")
 
 
 def kind_name(kind: Any) -> str:

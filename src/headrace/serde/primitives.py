@@ -174,7 +174,7 @@ def _encode_uuid(value: UUID) -> bytes:
 
 def _encode_text(value: str | None) -> bytes | None:
     if value is not None and not isinstance(value, str):
-        raise TypeError(f"expected str, got {type(value).__name__}")
+        raise TypeError(f"expected str, got {type(value).__name__}; key= and value= say what it is if not str")
     return None if value is None else value.encode()
 
 

@@ -383,12 +383,17 @@ class WriteBehind(Generic[V]):
         return KeyFilter(keys, left) if left > 0 else None
 
     def _sample(self) -> None:
-        """Estimate what an entry takes from some of the latest ones."""
+        """Estimate what an entry takes from some in the latest buckets.
+
+        They are spread evenly: the first keys to come are those that come often, whose values may be large.
+        """
         sizes: list[int] = []
         for prefix in reversed(self._order):
             bucket = self._buckets[prefix]
             for rows in (bucket.live, bucket.clean):
-                picked = islice(rows.items(), _SAMPLE_ROWS - len(sizes))
+                wanted = max(_SAMPLE_ROWS - len(sizes), 1)
+                step = -(-len(rows) // wanted) or 1
+                picked = islice(rows.items(), step // 2, None, step)
                 sizes += [sys.getsizeof(key) + _deep_size(value) + _SLOT_BYTES for key, value in picked]
             if len(sizes) >= _SAMPLE_ROWS:
                 break
