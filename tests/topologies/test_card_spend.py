@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from headrace import RecordError
-from headrace.testing.driver import TopologyTestDriver
+from headrace.testing import TopologyTestDriver
 from topologies.card_spend import Payment, topology
 
 MINUTE = 60_000

@@ -6,7 +6,7 @@ from zlib import crc32
 import duckdb
 import pytest
 
-from headrace.testing.driver import TopologyTestDriver
+from headrace.testing import TopologyTestDriver
 from topologies.card_spend import Payment, topology
 
 MINUTE, HOUR = 60_000, 3_600_000

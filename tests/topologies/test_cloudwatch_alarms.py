@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from headrace.testing.driver import TopologyTestDriver
+from headrace.testing import TopologyTestDriver
 from topologies import cloudwatch_alarms
 from topologies.cloudwatch_alarms import ALARMS, Alarm, Datum, state_of, topology
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from headrace.testing.driver import TopologyTestDriver
+from headrace.testing import TopologyTestDriver
 from topologies.fire_and_resolve import LEAST, LIMIT, Request, topology
 
 MINUTE = 60_000

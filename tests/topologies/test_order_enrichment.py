@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from headrace.testing.driver import TopologyTestDriver
+from headrace.testing import TopologyTestDriver
 from topologies.order_enrichment import Customer, Order, Price, topology
 
 SECOND, MINUTE, DAY = 1_000, 60_000, 86_400_000

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from headrace.testing.driver import TopologyTestDriver
+from headrace.testing import TopologyTestDriver
 from topologies.payment_processing import PaymentRequest, StubGateway, processing, topology
 
 DEAD_LETTERS = "payment-processing-dead-letter"
