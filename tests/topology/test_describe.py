@@ -11,7 +11,22 @@ from typing import Any
 import msgspec
 import pytest
 
-from headrace import Context, Json, ListState, MapState, Process, Topology, ValueState, agg, retry, session, tumbling
+from headrace import (
+    Context,
+    Json,
+    ListState,
+    MapState,
+    Process,
+    Topology,
+    ValueState,
+    agg,
+    every,
+    hopping,
+    retry,
+    session,
+    tumbling,
+    when,
+)
 from headrace.topology.describe import describe, describe_json, describe_mermaid, describe_text, state_of
 from headrace.topology.plan import Plan, plan
 from topologies import card_spend
@@ -65,6 +80,17 @@ def tables() -> Topology:
     return topology
 
 
+def windows() -> Topology:
+    """Results that leave before their windows close."""
+    topology = Topology("windows")
+    clicks = topology.stream("clicks", keyed_by="user")
+    n = agg.count()
+    clicks.window(tumbling("1m"), lateness="90s").aggregate(n=n, emit="update", name="updated").to("updates")
+    clicks.window(hopping("1h", "5m")).aggregate(n=n, emit=every("10s"), name="periodic").to("so-far")
+    clicks.window(tumbling("1h")).aggregate(n=n, emit=when(large), name="once").to("alerts")
+    return topology
+
+
 async def ask(value: object) -> object:
     return value
 
@@ -104,6 +130,7 @@ def weak() -> Topology:
 
 PLANS = {
     "card_spend": plan(card_spend.topology.graph(), {"payments": 4}),
+    "windows": plan(windows().graph(), {"clicks": 2}, 0),
     "everything": plan(everything().graph(), {"clicks": 2, "other-clicks": 3}, 6),
     "enrichment": plan(enrichment().graph(), {"orders": 4, "customers": 4, "rates": 1}),
     "tables": plan(tables().graph(), {"sales": 2, "shops": 2}),
@@ -201,5 +228,10 @@ def test_state_is_told_in_words() -> None:
         "within 90s, ttl 0ms, table"
     )
     assert state_of({"kind": [[1] * 50]}).endswith("...")
-    assert state_of({"states": {"last": {"form": "value", "ttl": True}}}) == "states last (form value, ttl)"
+    assert state_of({"states": {"last": {"form": "value", "ttl": True}}}) == "states last (value, ttl)"
+    assert state_of({"windows": "aligned", "size_ms": 60_000, "every_ms": 60_000}) == "windows tumbling, size 1m"
+    assert (
+        state_of({"windows": "aligned", "size_ms": 60_000, "every_ms": 1_000}) == "windows hopping, size 1m, every 1s"
+    )
+    assert state_of({"within_ms": [5_000, 5_000]}) == "within 5s"
     assert state_of({"keys": ["a", "b"], "size": 5}) == 'keys ["a", "b"], size 5'

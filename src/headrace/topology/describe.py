@@ -11,6 +11,8 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from headrace.operators.aggregation import WindowedAggregate
+from headrace.operators.emission import Emission, Every, When
 from headrace.operators.retrying import Retry, final_policy
 from headrace.operators.selectors import selector_name
 from headrace.topology.graph import Node, Repartition, Sink, Source, Step
@@ -19,6 +21,11 @@ from headrace.topology.plan import Input, Plan, SubTopology, at_least_once, inte
 _DETERMINISTIC = "deterministic"
 _AT_LEAST_ONCE = "at-least-once"
 _LONGEST = 60
+_MEANINGS = {
+    _DETERMINISTIC: "a replay after a crash writes the same records with the same ids (the header headrace-id)",
+    _AT_LEAST_ONCE: "a replay may write them in another order, or others, so that a repeat may have another id",
+}
+_EMITTED = {"close": "at close", "update": "on update"}
 _UNITS = ((86_400_000, "d"), (3_600_000, "h"), (60_000, "m"), (1000, "s"), (1, "ms"))
 
 
@@ -51,7 +58,9 @@ def describe_text(plan: Plan) -> str:
             lines += _told(f"{step['kind']} <- {_after(step)}", step)
         for output in sub["outputs"]:
             lines += _told(_output_line(output), output)
-    return "\n".join(lines)
+    promised = {output["guarantee"] for sub in described["subtopologies"] for output in sub["outputs"]}
+    meanings = [f"{promise}: {meaning}" for promise, meaning in _MEANINGS.items() if promise in promised]
+    return "\n".join([*lines, "", *meanings])
 
 
 def describe_mermaid(plan: Plan) -> str:
@@ -89,22 +98,32 @@ def state_of(shape: Mapping[str, Any]) -> str:
         >>> state_of({"windows": "session", "gap_ms": 1_800_000, "aggregates": [["n", "count"], ["low", "min"]]})
         'windows session, gap 30m, aggregates n (count) low (min)'
         >>> state_of({"within_ms": [0, 1000], "left": {"format": "Msgpack", "type": {"fields": {"a": "int"}}}})
-        'within 0ms 1s, left Msgpack (a)'
+        'within 0ms before and 1s after, left Msgpack (a)'
     """
     return ", ".join(_parts(shape))
 
 
 def _parts(shape: Mapping[str, Any]) -> list[str]:
     parts = []
+    if shape.get("windows") == "aligned":
+        shape = _as_written(shape)
     for name, value in shape.items():
         if value is None or value is False or value == []:
             continue
         if name.endswith("_ms"):
-            times = value if isinstance(value, list) else [value]
-            parts.append(f"{name.removesuffix('_ms').replace('_', ' ')} {' '.join(map(_duration, times))}")
+            parts.append(f"{name.removesuffix('_ms').replace('_', ' ')} {_durations(value)}")
+        elif name == "form":
+            parts.append(str(value))
         else:
             parts.append(name if value is True else f"{name} {_said(value)}")
     return parts
+
+
+def _as_written(shape: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the shape of aligned windows with the name of the function that makes such."""
+    if shape.get("size_ms") != shape.get("every_ms"):
+        return {**shape, "windows": "hopping"}
+    return {name: "tumbling" if name == "windows" else value for name, value in shape.items() if name != "every_ms"}
 
 
 def _sub(plan: Plan, sub: SubTopology, weak: Mapping[str, str]) -> dict[str, Any]:
@@ -147,9 +166,20 @@ def _step(node: Step) -> dict[str, Any]:
         "after": [list(port) for port in node.inputs],
         "stateful": node.spec.stateful,
         **({"shape": node.spec.shape()} if node.spec.stateful else {}),
+        **(_closing(node.spec) if isinstance(node.spec, WindowedAggregate) else {}),
         "processing_time": node.spec.uses_clock,
         "on_error": policy_of(node),
     }
+
+
+def _closing(spec: WindowedAggregate) -> dict[str, Any]:
+    return {"lateness_ms": spec.lateness_ms, "emit": _emission(spec.emit)}
+
+
+def _emission(emit: Emission) -> str:
+    if isinstance(emit, Every):
+        return f"every {_duration(emit.interval_ms)}"
+    return f"when {selector_name(emit.predicate)}" if isinstance(emit, When) else emit
 
 
 def _output(plan: Plan, node: Sink | Repartition, reason: str | None) -> dict[str, Any]:
@@ -181,6 +211,9 @@ def _told(line: str, item: dict[str, Any]) -> Iterator[str]:
     if item.get("stateful"):
         state = state_of(item["shape"])
         yield f"      keeps state{': ' if state else ''}{state}"
+    if "emit" in item:
+        late = f", lateness {_duration(item['lateness_ms'])}" if item["lateness_ms"] else ""
+        yield f"      emits {_EMITTED.get(item['emit'], item['emit'])}{late}"
     if item.get("processing_time"):
         yield "      acts on processing time"
     if "guarantee" in item:
@@ -244,6 +277,14 @@ def _mermaid_dead_letters(plan: Plan) -> list[str]:
 def _label(*texts: str) -> str:
     told = ", ".join(text for text in texts if text)
     return f"|{told}|" if told else ""
+
+
+def _durations(value: Any) -> str:
+    """Say how long one duration is, or the two of a join: how much earlier, and how much later, a partner may be."""
+    if not isinstance(value, list):
+        return _duration(value)
+    before, after = map(_duration, value)
+    return before if before == after else f"{before} before and {after} after"
 
 
 def _duration(value_ms: int) -> str:

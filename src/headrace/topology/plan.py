@@ -251,11 +251,21 @@ def _all_births(graph: Graph, sub: SubTopology, node: Node) -> set[str]:
     return set().union(*(_births(graph, sub, port) for port in node.inputs))
 
 
-def mixes_in_state(graph: Graph, sub: SubTopology) -> bool:
-    """Tell whether what time makes meets what comes at once, or what time makes elsewhere, in the state of a step."""
-    steps = [node for node in sub.nodes if isinstance(node, Step) and node.spec.stateful and node.name not in sub.sources]
-    met = [_all_births(graph, sub, step) for step in steps]
-    return any(len(births) > 1 and not births <= sub.sources for births in met)
+def must_stop_for_time(graph: Graph, sub: SubTopology) -> bool:
+    """Tell whether time must move between the records of a batch for all steps of a task.
+
+    Steps do by themselves what is due between two records, or when the batch has gone by. That is not enough where what
+    time makes meets in the state of a step what comes at once, or what time makes elsewhere; nor where what several
+    steps make as time passes comes by several ways.
+    """
+    for step in (node for node in sub.nodes if isinstance(node, Step) and node.name not in sub.sources):
+        births = _all_births(graph, sub, step)
+        if step.spec.stateful and len(births) > 1 and not births <= sub.sources:
+            return True
+        above = [node for node in _above(graph, sub, step) if isinstance(node, Step) and node.spec.timed_ports]
+        if len(step.inputs) > 1 and len(above) > 1:
+            return True
+    return False
 
 
 def _mixing(graph: Graph, sub: SubTopology, node: Node) -> str:
