@@ -35,7 +35,7 @@ def duration_ms(value: str | int | timedelta, what: str = "duration") -> int:
     if isinstance(value, timedelta):
         amount = value / timedelta(milliseconds=1)
     else:
-        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)\s*", value) if isinstance(value, str) else None
+        match = re.fullmatch(r"\s*(-?\d+(?:\.\d+)?)\s*(ms|s|m|h|d)\s*", value) if isinstance(value, str) else None
         if match is None:
             raise SettingsError(
                 f"{what} is not a duration: {value!r}",

@@ -2,6 +2,7 @@
 
 import dataclasses
 import signal
+import sys
 
 import msgspec
 import pytest
@@ -76,6 +77,20 @@ def test_a_failing_record_shows_the_users_line_and_not_the_record(headrace, modu
     assert "{'n'" not in ran.err
 
 
+def test_a_field_that_is_missing_shows_no_generated_code(headrace, module, tmp_path):
+    lines = [
+        "from headrace import Topology, agg",
+        "topology = Topology('t')",
+        "topology.stream('numbers').key_by('n', key=int).aggregate(total=agg.sum('price'), name='totals').to('out')",
+    ]
+    (tmp_path / f"{module}.py").write_text("\n".join(lines))
+    fill(headrace, 1)
+    ran = headrace("run", module, "--until-end", "--metrics-port", "0")
+    assert ran.code == 1
+    assert ran.err.startswith("error: step 'totals' failed on the record at partition t-numbers-by-n-repartition/")
+    assert "offset 0: KeyError: price" in ran.err
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
@@ -114,6 +129,36 @@ def test_a_module_that_cannot_be_imported_shows_its_own_lines_only(headrace, tmp
     assert f'{tmp_path}/broken_module.py", line 1' in ran.err
     assert "No module named 'no_such_package'" in ran.err
     assert "importlib" not in ran.err
+
+
+@pytest.mark.parametrize("command", ["run", "describe"])
+@pytest.mark.parametrize(
+    ("mistake", "message"),
+    [
+        ("agg.collect(limit=0)", "limit of agg.collect must be a whole number above 0, not 0"),
+        ("topology.stream('x', value=5)", "value of stream('x') must be a type or a serde, not int"),
+    ],
+)
+def test_a_mistake_is_shown_with_the_line_that_makes_it(headrace, tmp_path, command, mistake, message):
+    module = tmp_path / "mistaken_topology.py"
+    module.write_text(f"from headrace import Topology, agg\n\ntopology = Topology('t')\n{mistake}\n")
+    ran = headrace(command, "mistaken_topology")
+    sys.modules.pop("mistaken_topology", None)
+    assert ran.code == 2
+    first, second, *_, last = ran.err.splitlines()
+    assert first == f'  File "{module}", line 4, in <module>'
+    assert second == f"    {mistake}"
+    assert last.startswith(f"error: {message}")
+
+
+def test_a_line_that_the_message_names_is_not_shown_again(headrace, tmp_path):
+    module = tmp_path / "nameless_topology.py"
+    module.write_text("from headrace import Topology\n\nTopology('t').stream('x').branch()\n")
+    ran = headrace("describe", "nameless_topology")
+    assert ran.code == 2
+    assert ran.err == (
+        f"error: branch needs at least one predicate, such as big=... ({module}:3).\n"
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

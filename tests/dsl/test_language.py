@@ -10,6 +10,7 @@ import pytest
 
 from headrace import Json, SettingsError, Topology, TopologyError, agg, session, tumbling
 from headrace.serde.primitives import Bytes, Int, Str
+from headrace.testing.driver import TopologyTestDriver
 from headrace.topology.graph import Repartition, Sink, Source, Step
 
 
@@ -140,6 +141,37 @@ def test_the_type_of_a_key_follows_from_the_field() -> None:
     assert isinstance(Bytes(), type(Bytes()))
 
 
+def customer_and_number(order: Order) -> tuple[str, int]:
+    return order.customer, order.number
+
+
+def test_a_key_may_have_several_parts() -> None:
+    topology = Topology("t")
+    orders = topology.stream("orders", value=Order)
+    orders.key_by(customer_and_number).aggregate(n=agg.count()).to("counts")
+    orders.key_by(lambda order: (order.number, "x"), key=tuple[int, str], name="b").to("moved")
+    driver = TopologyTestDriver(topology, partitions=4)
+    driver.send_many("orders", [Order(1, "ann"), Order(2, "ann"), Order(1, "bob"), Order(1, "ann")])
+    counts = [(record.key, record.value["key"], record.value["n"]) for record in driver.read("counts")]
+    assert sorted((key, n) for key, _, n in counts) == [
+        (("ann", 1), 1), (("ann", 1), 2), (("ann", 2), 1), (("bob", 1), 1)
+    ]  # fmt: skip
+    assert all(list(key) == name for key, name, _ in counts)
+    assert {record.key for record in driver.read("moved")} == {(1, "x"), (2, "x")}
+
+
+def inexact(order: Order) -> tuple[str, float]:
+    return order.customer, float(order.number)
+
+
+def test_a_key_of_parts_that_cannot_be_keys_is_refused() -> None:
+    orders = Topology("t").stream("orders", value=Order)
+    with pytest.raises(TopologyError, match=r"cannot be tuple\[str, float\].*its parts are not each one of str, int"):
+        orders.key_by(inexact)
+    with pytest.raises(TopologyError, match=r"key of key_by cannot be tuple\[str, \.\.\.\]"):
+        orders.key_by("customer", key=tuple[str, ...])
+
+
 def test_key_by_takes_the_type_too() -> None:
     topology = Topology("t")
     orders = topology.stream("orders", value=Order)
@@ -191,6 +223,8 @@ async def slow(value: Any) -> Any:
 
 
 WRONG: list[Callable[[Any], Any]] = [
+    lambda s: s.to("out", partitions=0),
+    lambda s: s.to_table().to("out", partitions="4"),
     lambda s: s.map("field"),
     lambda s: s.map(slow),
     lambda s: s.filter(None),
@@ -204,6 +238,8 @@ WRONG: list[Callable[[Any], Any]] = [
     lambda s: s.deduplicate(5, within="1s"),
     lambda s: s.deduplicate("x", within="0s"),
     lambda s: s.window("1m"),
+    lambda s: s.map(str, name=5),
+    lambda s: s.aggregate(name=agg.count(), n=agg.count()),
     lambda s: s.window(tumbling("1m")).aggregate(n=agg.count(), emit="never"),
 ]
 

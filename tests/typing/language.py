@@ -150,13 +150,13 @@ assert_type(placed.filter(lambda order: order.total > 1), Table[Order])
 assert_type(placed.map_values(lambda order: order.total), Table[float])
 assert_type(placed.changes(), KeyedStream[Order | None])
 assert_type(placed.join(stock, lambda order, line: line.article), Table[str])
-assert_type(placed.join(stock, lambda order, line: line is None, how="left", on="article"), Table[bool])
+assert_type(placed.join(stock, lambda order, line: line is None, how="left", on="customer"), Table[bool])
 assert_type(placed.join(stock, lambda order, line: order is None, how="outer"), Table[bool])
 assert_type(keyed.to_table(), Table[Order])
 assert_type(keyed.aggregate(total=agg.sum("total")), Table[dict[str, Any]])
 assert_type(keyed.reduce(lambda a, b: a if a.total > b.total else b), Table[Order])
-assert_type(orders.join(rates, lambda order, rate: order.total * rate, on="currency"), Stream[float])
-assert_type(keyed.join(rates, lambda order, rate: rate is None, on="currency", how="left"), KeyedStream[bool])
+assert_type(orders.join(rates, lambda order, rate: order.total * rate, on="customer"), Stream[float])
+assert_type(keyed.join(rates, lambda order, rate: rate is None, on="customer", how="left"), KeyedStream[bool])
 
 
 # Asynchronous calls, and what happens with records that fail.
@@ -190,41 +190,6 @@ assert_type(agg.sum("total").where(lambda order: order.total > 1).then(round), A
 assert_type(agg.combine(lambda a, b: a / b, a=agg.sum("total"), b=agg.count_distinct("customer")), Aggregate)
 assert_type(agg.fold(dict, lambda kept, order: kept, lambda a, b: a | b), Aggregate)
 assert_type(agg.quantile("total", [0.5, 0.9]), Aggregate)
-
-
-class Totals(Process[Order, Line]):
-    total = ValueState(float, default=0.0, ttl="1h")
-    latest = ValueState(Order)
-    recent = ListState(Order)
-    articles = MapState(str, int)
-
-    def on_record(self, record: Order, context: Context) -> Iterator[Line]:
-        assert_type(self.total.value, float)
-        assert_type(self.latest.value, Order | None)
-        assert_type(list(self.recent), list[Order])
-        assert_type(self.articles["a"], int)
-        self.total.value += record.total
-        self.total.value = "much"  # type: ignore[assignment]
-        self.recent.append(3)  # type: ignore[arg-type]
-        self.articles[3] = 3  # type: ignore[index]
-        context.set_timer("t", at=3, after="1m")  # type: ignore[call-overload]
-        yield Line(context.key)
-
-
-def lines_over(order: Order, context: Context, limit: ValueState[int]) -> Iterator[Line]:
-    yield Line(str(limit.value))
-
-
-def at_midnight(name: str, context: Context, limit: ValueState[int]) -> list[Line]:
-    return []
-
-
-# User code with state and timers.
-assert_type(keyed.process(Totals), ProcessResults[Line])
-assert_type(keyed.process(Totals(), outputs={"audit": Line}).output("audit"), KeyedStream[Any])
-assert_type(keyed.process(lines_over, limit=ValueState(int, default=0)), ProcessResults[Line])
-assert_type(keyed.process(lines_over, on_timer=at_midnight, limit=ValueState(int)), ProcessResults[Line])
-assert_type(keyed.process(Totals).map(lambda line: line.article), KeyedStream[str])
 
 
 class Totals(Process[Order, Line]):
@@ -298,9 +263,4 @@ def refused() -> None:
     payments.process(Totals)  # type: ignore[arg-type]
     payments.process(lines_over, limit=ValueState(int))  # type: ignore[arg-type]
     keyed.process(lines_over, limit=3)  # type: ignore[call-overload]
-    keyed.process(Totals, name=3)  # type: ignore[call-overload]
-    orders.process(Totals)  # type: ignore[attr-defined]
-    payments.process(Totals)  # type: ignore[arg-type]
-    payments.process(lines_over, limit=ValueState(int))  # type: ignore[arg-type]
-    keyed.process(lines_over, limit=3)  # type: ignore[arg-type]
     keyed.process(Totals, name=3)  # type: ignore[call-overload]

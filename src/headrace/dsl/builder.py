@@ -85,7 +85,8 @@ class Topology:
             value: What a value is: a ``msgspec.Struct``, dataclass, ``TypedDict`` or pydantic model (from MessagePack),
                 ``bytes``, ``str``, ``int``, ``float``, ``UUID``, or a serde such as ``Json(Payment)`` or
                 ``Avro("payment.avsc")``. Dicts from MessagePack if None.
-            key: What a key is: ``str`` (the default, UTF-8), ``int``, ``bytes``, ``UUID`` or a serde.
+            key: What a key is: ``str`` (the default, UTF-8), ``int``, ``bytes``, ``UUID``, a tuple of them such as
+                ``tuple[str, int]``, or a serde.
             keyed_by: The field, or a function of the value, by which the producers already key this topic. It makes
                 the stream keyed without a repartition; a record whose key is something else is an error.
             time: The field, or a function of the value, that holds the event time: whole milliseconds since the
@@ -102,6 +103,12 @@ class Topology:
         Raises:
             TopologyError: ``value`` or ``key`` is nothing that can be decoded into.
             SettingsError: a duration is none.
+
+        Example:
+            >>> from headrace import Json, Topology
+            >>> topology = Topology("shop")
+            >>> clicks = topology.stream("clicks", value=Json(), time="at", out_of_orderness="5s")
+            >>> orders = topology.stream("orders", keyed_by="customer_id", on_error="dead-letter")
         """
         where = f"stream({topic!r})"
         serde = serde_for(value, f"value of {where}")
@@ -117,8 +124,8 @@ class Topology:
             key=key_serde,
             keyed_by=keyed_by,
             time=time,
-            out_of_orderness_ms=duration_ms(out_of_orderness, f"out_of_orderness of {where}"),
-            idle_after_ms=duration_ms(idle_after, f"idle_after of {where}"),
+            out_of_orderness_ms=duration_ms(out_of_orderness, f"out_of_orderness of {where} ({user_location()})"),
+            idle_after_ms=duration_ms(idle_after, f"idle_after of {where} ({user_location()})"),
             on_error=self._definition.policy(on_error),
             location=user_location(),
         )
@@ -159,7 +166,8 @@ class Topology:
         Args:
             topic: Its name; it must exist when the topology starts.
             value: What a row is, as for ``stream``.
-            key: What a key is: ``str`` (the default, UTF-8), ``int``, ``bytes``, ``UUID`` or a serde.
+            key: What a key is: ``str`` (the default, UTF-8), ``int``, ``bytes``, ``UUID``, a tuple of them such as
+                ``tuple[str, int]``, or a serde.
             time: The field, or a function of the row, that holds the event time. The record's own timestamp if None,
                 and for records without a value.
             out_of_orderness: How far behind the latest event time of its partition a record may be.
@@ -171,13 +179,20 @@ class Topology:
         Raises:
             TopologyError: ``value`` or ``key`` is nothing that can be decoded into.
             SettingsError: a duration is none.
+
+        Example:
+            >>> from headrace import Topology
+            >>> topology = Topology("shop")
+            >>> customers = topology.table("customers", time="changed_at")
+            >>> orders = topology.stream("orders", keyed_by="customer_id", time="at")
+            >>> orders.join(customers, lambda order, customer: order | customer).to("orders-with-customers")
         """
         where = f"table({topic!r})"
         node = self._table_source(where, topic, value, key, time, name, on_error)
         node = replace(
             node,
-            out_of_orderness_ms=duration_ms(out_of_orderness, f"out_of_orderness of {where}"),
-            idle_after_ms=duration_ms(idle_after, f"idle_after of {where}"),
+            out_of_orderness_ms=duration_ms(out_of_orderness, f"out_of_orderness of {where} ({user_location()})"),
+            idle_after_ms=duration_ms(idle_after, f"idle_after of {where} ({user_location()})"),
         )
         self._definition.add(node)
         return Table(KeyedStream(self._definition, Port(node.name), node.name, node.value, node.key))
@@ -209,7 +224,8 @@ class Topology:
         Args:
             topic: Its name; it must exist when the topology starts. It may have any number of partitions.
             value: What a row is, as for ``stream``.
-            key: What a key is: ``str`` (the default, UTF-8), ``int``, ``bytes``, ``UUID`` or a serde.
+            key: What a key is: ``str`` (the default, UTF-8), ``int``, ``bytes``, ``UUID``, a tuple of them such as
+                ``tuple[str, int]``, or a serde.
             name: The step's name; the topic if None.
             on_error: What happens with a record that does not decode; the topology's policy if None.
 

@@ -54,7 +54,7 @@ def async_map(
         )
     if order not in get_args(Order):
         raise TopologyError(f'order of map_async must be "key", "input" or "none", not {order!r} ({user_location()})')
-    timeout_ms = duration_ms(timeout, "timeout of map_async")
+    timeout_ms = duration_ms(timeout, f"timeout of map_async ({user_location()})")
     if timeout_ms == 0:
         raise TopologyError(f"a timeout of 0 would let no call of map_async end ({user_location()})")
     if cache is not None and not isinstance(cache, Cache):

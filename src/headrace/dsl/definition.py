@@ -19,6 +19,7 @@ from headrace.serde.fields import can_read, fields_of
 from headrace.serde.msgpack import Msgpack
 from headrace.serde.primitives import KEYS, Str
 from headrace.serde.schema import schema_of
+from headrace.serde.tuples import Tuple
 from headrace.topology.graph import Location, Node
 
 _PACKAGE = __file__.removesuffix("dsl/definition.py")
@@ -56,7 +57,16 @@ class Definition:
         return replace(policy, then=policy.then or final_policy(self.on_error))
 
     def add(self, node: Node) -> None:
-        """Append a node."""
+        """Append a node.
+
+        Raises:
+            TopologyError: its name is none.
+        """
+        if not isinstance(node.name, str):
+            raise TopologyError(
+                f"name= must be text, not {type(node.name).__name__} ({user_location()})",
+                remedy="It names the step, so no aggregate can be called name" * isinstance(node.name, Aggregate),
+            )
         self.nodes.append(node)
 
     def free_name(self, wanted: str) -> str:
@@ -86,7 +96,7 @@ def check_policy(policy: ErrorPolicy) -> ErrorPolicy:
 
 
 def key_serde_of(kind: Any, selector: Selector | None) -> Serde[Any]:
-    """Return the serde of a key from the annotation of the field it comes from: whole numbers, UUIDs or, else, text."""
+    """Return the serde of a key from the annotation of what it comes from: numbers, UUIDs, tuples or, else, text."""
     annotation: Any = None
     if isinstance(selector, str) and isinstance(kind, type):
         try:
@@ -95,7 +105,22 @@ def key_serde_of(kind: Any, selector: Selector | None) -> Serde[Any]:
             annotation = None
     elif callable(selector) and not inspect.isbuiltin(selector):
         annotation = getattr(selector, "__annotations__", {}).get("return")
+        if "tuple[" in str(annotation):
+            annotation = returned_type(selector)
+    if typing.get_origin(annotation) is tuple:
+        try:
+            return Tuple(annotation)
+        except TypeError as error:
+            raise TopologyError(f"a key cannot be {annotation} ({user_location()}): {error}") from error
     return KEYS.get(annotation, Str)() if isinstance(annotation, type | str) else Str()
+
+
+def returned_type(function: Callable[..., Any]) -> Any:
+    """Return what a function's annotation says that it returns; None if it says nothing."""
+    try:
+        return typing.get_type_hints(function).get("return")
+    except (AttributeError, NameError, TypeError):
+        return None
 
 
 def serde_of_results(function: Callable[..., Any], *, each: bool = False) -> Serde[Any]:
@@ -105,12 +130,7 @@ def serde_of_results(function: Callable[..., Any], *, each: bool = False) -> Ser
         function: What makes the values.
         each: The function returns several of them at a time, as in ``-> list[Payment]``.
     """
-    kind: Any = function
-    if not isinstance(function, type):
-        try:
-            kind = typing.get_type_hints(function).get("return")
-        except (AttributeError, NameError, TypeError):
-            return Msgpack()
+    kind: Any = function if isinstance(function, type) else returned_type(function)
     if each:
         kind = next(iter(typing.get_args(kind)), None)
     if not isinstance(kind, type) or issubclass(kind, _PLAIN):
@@ -172,6 +192,18 @@ def check_writable(serde: Serde[Any], what: str) -> None:
     reason = getattr(serde, "unwritable", "")
     if reason:
         raise TopologyError(f"{what}: {reason} ({user_location()})", remedy="Give value=, a serde that can write")
+
+
+def located(check: Callable[..., None], *arguments: Any) -> None:
+    """Make a check that knows no lines, and name the user's in what it refuses.
+
+    Raises:
+        TopologyError: as ``check`` does.
+    """
+    try:
+        check(*arguments)
+    except TopologyError as error:
+        raise TopologyError(f"{error.message} ({user_location()})", remedy=error.remedy) from error
 
 
 def check_selector(selector: Any, what: str) -> None:

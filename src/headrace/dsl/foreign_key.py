@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from headrace.dsl.definition import check_selector, user_location
+from headrace.dsl.definition import check_fields, check_selector, user_location
 from headrace.dsl.internal import send
 from headrace.dsl.table import combined
 from headrace.errors import TopologyError
@@ -34,6 +34,7 @@ def join_foreign(
         TopologyError: ``on`` is no selector, or ``how`` is neither ``"inner"`` nor ``"left"``.
     """
     check_selector(on, "on= of join")
+    check_fields(getattr(left._value, "kind", None), on, "on= of join")
     if how not in ("inner", "left"):
         raise TopologyError(
             f'how must be "inner" or "left" in a join with on=, not {how!r} ({user_location()})',

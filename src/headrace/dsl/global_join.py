@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from headrace.dsl.definition import check_function, check_selector, serde_of_results, user_location
+from headrace.dsl.definition import check_fields, check_function, check_selector, serde_of_results, user_location
 from headrace.errors import TopologyError
 from headrace.operators.global_join import GlobalJoin
 from headrace.operators.rows import combining
@@ -55,6 +55,7 @@ def join_global(
         raise TopologyError(f"join needs a table of the same topology ({user_location()})")
     if on is not None:
         check_selector(on, "on= of join")
+        check_fields(getattr(stream._value, "kind", None), on, "on= of join")
     elif not isinstance(stream, KeyedStream):
         raise TopologyError(
             f"join with a global table needs on=: the stream has no key to look up ({user_location()})",

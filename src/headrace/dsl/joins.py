@@ -82,7 +82,7 @@ def join(left: KeyedStream[Any], other: Any, combine: Combine, how: Any, options
     if how not in ("inner", "left", "right", "outer"):
         raise TopologyError(f'how must be "inner", "left", "right" or "outer", not {how!r} ({user_location()})')
     before_ms, after_ms = _within_ms(options["within"])
-    lateness_ms = duration_ms(options["lateness"] or "0s", "lateness of join")
+    lateness_ms = duration_ms(options["lateness"] or "0s", f"lateness of join ({user_location()})")
     return _join_streams(left, other, combine, before_ms, after_ms, how, lateness_ms, name, on_error)
 
 
@@ -108,7 +108,7 @@ def as_of(
             remedy="Use join(table, ...), which takes the row as it was at the record's time",
         )
     _check_streams("as_of", left, right)
-    within_ms = None if within is None else duration_ms(within, "within of as_of")
+    within_ms = None if within is None else duration_ms(within, f"within of as_of ({user_location()})")
     spec = AsOfJoin(left._value, right._value, _check_how(how), within_ms)
     return _combined(left, right, spec, name or f"{left._anchor}-as_of-{right._anchor}", combine, on_error)
 
@@ -156,13 +156,14 @@ def _combined(
 
 def _within_ms(within: Any) -> tuple[int, int]:
     if not isinstance(within, tuple):
-        both = duration_ms(within, "within of join")
+        both = duration_ms(within, f"within of join ({user_location()})")
         return both, both
     if len(within) != 2:
         raise TopologyError(
             f"within must be one duration or two, (before, after), not {len(within)} ({user_location()})"
         )
-    return duration_ms(within[0], "within of join (before)"), duration_ms(within[1], "within of join (after)")
+    before, after = (f"within of join ({way}) ({user_location()})" for way in ("before", "after"))
+    return duration_ms(within[0], before), duration_ms(within[1], after)
 
 
 def _check_streams(what: str, left: KeyedStream[Any], other: Any) -> None:

@@ -12,6 +12,7 @@ from headrace.dsl.definition import (
     check_fields,
     check_function,
     check_selector,
+    located,
     user_location,
 )
 from headrace.dsl.stream import Stream
@@ -26,7 +27,7 @@ from headrace.operators.in_order import InOrder
 from headrace.operators.keyed_state import KeyedState
 from headrace.operators.programs import Context, Process
 from headrace.operators.retrying import Retry
-from headrace.operators.running import RunningAggregate, RunningReduce
+from headrace.operators.running import RESERVED, RunningAggregate, RunningReduce
 from headrace.operators.selectors import Selector, SelectorOf, function_name, selector_name
 from headrace.serde.api import Serde
 from headrace.settings import duration_ms
@@ -121,7 +122,7 @@ class KeyedStream(Stream[V]):
         on_error: ErrorPolicy | None = None,
     ) -> KeyedStream[V]:
         """Drop records whose id was seen with the same key less than ``within`` of event time before."""
-        within_ms = duration_ms(within, "within of deduplicate")
+        within_ms = duration_ms(within, f"within of deduplicate ({user_location()})")
         if within_ms == 0:
             raise TopologyError(f"deduplicate within 0 would drop nothing ({user_location()})")
         check_selector(by, "deduplicate by=")
@@ -140,7 +141,7 @@ class KeyedStream(Stream[V]):
 
         Example:
             >>> from headrace import Topology
-            >>> from headrace.testing.driver import TopologyTestDriver
+            >>> from headrace.testing import TopologyTestDriver
             >>> topology = Topology("journal")
             >>> topology.stream("entries", keyed_by="book", time="at", out_of_orderness="1s").in_order().to("journal")
             >>> driver = TopologyTestDriver(topology)
@@ -180,7 +181,7 @@ class KeyedStream(Stream[V]):
 
         Example:
             >>> from headrace import Topology, agg
-            >>> from headrace.testing.driver import TopologyTestDriver
+            >>> from headrace.testing import TopologyTestDriver
             >>> topology = Topology("spend")
             >>> payments = topology.stream("payments", keyed_by="customer")
             >>> payments.aggregate(total=agg.sum("total")).filter(lambda row: row["total"] > 5).to("big-spenders")
@@ -191,7 +192,7 @@ class KeyedStream(Stream[V]):
         """
         from headrace.dsl.table import table_of
 
-        check_aggregates(aggregates)
+        located(check_aggregates, aggregates, RESERVED)
         check_aggregated_fields(getattr(self._value, "kind", None), aggregates)
         port = self._step(RunningAggregate(dict(aggregates), self._key), "aggregate", name, on_error)
         return table_of(self, port)

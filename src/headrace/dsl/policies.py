@@ -52,7 +52,8 @@ def retry(
         raise TopologyError(f"on= of retry needs exception classes, such as on=OSError ({user_location()})")
     if then not in (None, "stop", "skip", "dead-letter"):
         raise TopologyError(f'then= of retry must be "stop", "skip" or "dead-letter", not {then!r} ({user_location()})')
-    backoff_ms, longest_ms = duration_ms(backoff, "backoff of retry"), duration_ms(max_backoff, "max_backoff of retry")
+    backoff_ms = duration_ms(backoff, f"backoff of retry ({user_location()})")
+    longest_ms = duration_ms(max_backoff, f"max_backoff of retry ({user_location()})")
     if backoff_ms > longest_ms:
         raise TopologyError(f"backoff of retry is longer than its max_backoff ({user_location()})")
     return Retry(attempts, backoff_ms, longest_ms, kinds, then)

@@ -8,7 +8,7 @@ import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Self, TypeVar
 
-from headrace.dsl.definition import Definition, user_location
+from headrace.dsl.definition import Definition, returned_type, user_location
 from headrace.dsl.keyed import KeyedStream
 from headrace.errors import TopologyError
 from headrace.operators.keyed_state import KeyedState
@@ -90,7 +90,7 @@ def processed(
     else:
         program = _program_of_functions((process, on_timer, on_clock_timer), states)
         detail, clock = getattr(process, "__name__", "<lambda>"), on_clock_timer is not None
-        value = _serde(_items_of(_returned(process)))
+        value = _serde_of_functions(process, on_timer, on_clock_timer)
     if name is None and not detail.isidentifier():
         raise TopologyError(
             f"process keeps state under a name, and was given a function that has none ({user_location()})",
@@ -218,14 +218,16 @@ def _serde_of_class(cls: type[Process[Any, Any]]) -> Serde[Any]:
             arguments = typing.get_args(base)
             if typing.get_origin(base) is Process and len(arguments) == 2 and not isinstance(arguments[1], TypeVar):
                 return _serde(arguments[1])
-    return _serde(_items_of(_returned(cls.on_record)))
+    return _serde(_items_of(returned_type(cls.on_record)))
 
 
-def _returned(function: Any) -> Any:
-    try:
-        return typing.get_type_hints(function).get("return")
-    except (AttributeError, NameError, TypeError):
-        return None
+def _serde_of_functions(process: Any, *timers: Any) -> Serde[Any]:
+    """Return how the results of functions are written: as ``process`` says, or timers if it gives none itself."""
+    kind = returned_type(process)
+    if kind is not types.NoneType:
+        return _serde(_items_of(kind))
+    given = [_items_of(returned_type(timer)) for timer in timers if timer is not None]
+    return _serde(given[0] if given and all(kind == given[0] for kind in given) else None)
 
 
 def _items_of(kind: Any) -> Any:

@@ -117,14 +117,24 @@ class Stream(Generic[V]):
     def filter(
         self, predicate: Callable[[V], Any], *, name: str | None = None, on_error: ErrorPolicy | None = None
     ) -> Self:
-        """Keep the records for whose value ``predicate`` is true."""
+        """Keep the records for whose value ``predicate`` is true.
+
+        Example:
+            >>> from headrace import Topology
+            >>> paid = Topology("t").stream("orders").filter(lambda order: order["paid"])
+        """
         check_function(predicate, "filter")
         return self._same(self._step(filtering(predicate), f"filter-{function_name(predicate)}", name, on_error))
 
     def flat_map(
         self, function: Callable[[V], Iterable[U]], *, name: str | None = None, on_error: ErrorPolicy | None = None
     ) -> Stream[U]:
-        """Replace each record by one for every value that ``function`` makes of its value."""
+        """Replace each record by one for every value that ``function`` makes of its value.
+
+        Example:
+            >>> from headrace import Topology
+            >>> lines = Topology("t").stream("orders").flat_map(lambda order: order["lines"])
+        """
         check_function(function, "flat_map")
         port = self._step(flat_mapping(function), f"flat_map-{function_name(function)}", name, on_error)
         return self._next(port, serde_of_results(function, each=True))
@@ -132,7 +142,12 @@ class Stream(Generic[V]):
     def tap(
         self, function: Callable[[V], Any], *, name: str | None = None, on_error: ErrorPolicy | None = None
     ) -> Self:
-        """Call ``function`` with each value and pass the records on; after a crash it sees some of them again."""
+        """Call ``function`` with each value and pass the records on; after a crash it sees some of them again.
+
+        Example:
+            >>> from headrace import Topology
+            >>> Topology("t").stream("orders").tap(print).to("orders-seen")
+        """
         check_function(function, "tap")
         return self._same(self._step(tapping(function), f"tap-{function_name(function)}", name, on_error))
 
@@ -159,6 +174,11 @@ class Stream(Generic[V]):
 
         The result is keyed if all of them are, by keys of one type. Values may be of several types; where they must
         be written before the next ``map`` (to an internal topic, into state) only plain ones can then be read back.
+
+        Example:
+            >>> from headrace import Topology
+            >>> topology = Topology("t")
+            >>> topology.stream("orders-eu").merge(topology.stream("orders-us")).to("orders")
         """
         for other in others:
             if getattr(other, "_definition", None) is not self._definition:
@@ -179,9 +199,16 @@ class Stream(Generic[V]):
 
         Args:
             selector: What the key is.
-            key: Its type or serde; taken from the field's annotation or the function's, else ``str``.
+            key: Its type, such as ``int`` or ``tuple[str, int]``, or serde; taken from the field's annotation or the
+                function's, else ``str``.
             name: Names the internal topic: ``<topology>-<name>-repartition``.
             on_error: What happens with a record that has no such key; the topology's policy if None.
+
+        Example:
+            >>> from headrace import Topology
+            >>> topology = Topology("t")
+            >>> by_page = topology.stream("clicks").key_by("page")
+            >>> by_day = topology.stream("sales").key_by(lambda sale: sale["at"] // 86_400_000, key=int, name="by-day")
         """
         from headrace.dsl.keyed import KeyedStream
 
@@ -278,6 +305,10 @@ class Stream(Generic[V]):
             within: For how long an id is remembered, in event time.
             name: The step's name, under which its state is kept.
             on_error: What happens with a record without an id; the topology's policy if None.
+
+        Example:
+            >>> from headrace import Topology
+            >>> Topology("t").stream("orders").deduplicate(by="order_id", within="1h").to("orders-once")
         """
         return self.key_by(by, on_error=on_error).deduplicate(by, within=within, name=name, on_error=on_error)
 
@@ -298,7 +329,20 @@ class Stream(Generic[V]):
             partitions: How many a new topic gets; as many as the widest source if None.
             name: The step's name, which stands in the id that every output record carries.
             on_error: What happens with a value that cannot be encoded; the topology's policy if None.
+
+        Raises:
+            TopologyError: ``value`` is nothing that can be written, or ``partitions`` is no number of them.
+
+        Example:
+            >>> from headrace import Json, Topology
+            >>> Topology("t").stream("clicks").to("clicks-as-json", value=Json(), partitions=8)
         """
+        if partitions is not None and (type(partitions) is not int or partitions < 1):
+            raise TopologyError(
+                f"partitions of to({topic!r}) must be a whole number of at least 1, not {partitions!r} "
+                f"({user_location()})",
+                remedy="Leave it out for as many as the widest source",
+            )
         default = self._value if not isinstance(self._value, Msgpack) else Msgpack()
         serde = serde_for(value, f"value of to({topic!r})", lambda: default)
         check_writable(serde, f"to({topic!r})")

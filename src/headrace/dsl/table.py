@@ -35,7 +35,7 @@ class Table(Generic[V]):
 
     Example:
         >>> from headrace import Topology
-        >>> from headrace.testing.driver import TopologyTestDriver
+        >>> from headrace.testing import TopologyTestDriver
         >>> topology = Topology("shops")
         >>> shops = topology.table("shops")
         >>> shops.filter(lambda shop: shop["open"]).map_values(lambda shop: shop["city"]).to("cities")
@@ -85,6 +85,10 @@ class Table(Generic[V]):
         """Return the changes as a stream: a record for each, whose value is the new row, or None for a deleted one.
 
         Functions of the stream are given the None too: filter first what they cannot take.
+
+        Example:
+            >>> from headrace import Topology
+            >>> Topology("t").table("shops").changes().filter(lambda shop: shop is not None).to("shops-as-they-were")
         """
         return self._changes
 
@@ -115,6 +119,12 @@ class Table(Generic[V]):
 
         Args:
             name: Names the internal topic: ``<topology>-<name>-repartition``.
+
+        Example:
+            >>> from headrace import Topology
+            >>> topology = Topology("t")
+            >>> few, many = topology.table("shops"), topology.table("cities")
+            >>> few.repartition().join(many, lambda shop, city: shop | city).to("shops-and-cities")
         """
         changes = self._changes
         name = name or f"{changes._anchor}-again"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Generic, Literal, TypeVar
 
-from headrace.dsl.definition import check_aggregated_fields
+from headrace.dsl.definition import check_aggregated_fields, located
 from headrace.dsl.windows import check_joins, emission_of
 from headrace.operators.aggregates import Aggregate
 from headrace.operators.aggregation import WindowedAggregate, Windows
@@ -72,7 +72,7 @@ class WindowedStream(Generic[V]):
         """
         from headrace.dsl.keyed import WindowResults
 
-        check_aggregates(aggregates)
+        located(check_aggregates, aggregates)
         stream, windows = self._stream, self._windows
         check_aggregated_fields(getattr(stream._value, "kind", None), aggregates)
         check_joins(windows, aggregates)

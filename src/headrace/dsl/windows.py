@@ -97,7 +97,7 @@ def sliding(size: str | timedelta) -> SlidingWindows:
 
     Example:
         >>> from headrace import Topology, agg
-        >>> from headrace.testing.driver import TopologyTestDriver
+        >>> from headrace.testing import TopologyTestDriver
         >>> topology = Topology("t")
         >>> logins = topology.stream("logins", keyed_by="user", time="at")
         >>> logins.window(sliding("10s")).aggregate(n=agg.count()).to("recent-logins")
@@ -126,7 +126,7 @@ def counting(size: int) -> CountingWindows:
 
     Example:
         >>> from headrace import Topology, agg
-        >>> from headrace.testing.driver import TopologyTestDriver
+        >>> from headrace.testing import TopologyTestDriver
         >>> topology = Topology("t")
         >>> scores = topology.stream("scores", keyed_by="player", time="at", out_of_orderness="5s")
         >>> scores.window(counting(2)).aggregate(points=agg.collect("points")).to("pairs")
@@ -162,7 +162,7 @@ def every(interval: str | timedelta) -> Every:
 
     Example:
         >>> from headrace import Topology, agg
-        >>> from headrace.testing.driver import TopologyTestDriver
+        >>> from headrace.testing import TopologyTestDriver
         >>> topology = Topology("t")
         >>> sales = topology.stream("sales", keyed_by="shop", time="at")
         >>> sales.window(tumbling("1d")).aggregate(total=agg.sum("price"), emit=every("1h")).to("sales-so-far")
@@ -194,7 +194,7 @@ def when(predicate: Callable[[dict[str, Any]], Any]) -> When:
 
     Example:
         >>> from headrace import Topology, agg
-        >>> from headrace.testing.driver import TopologyTestDriver
+        >>> from headrace.testing import TopologyTestDriver
         >>> topology = Topology("t")
         >>> failures = topology.stream("failed-logins", keyed_by="user", time="at")
         >>> attacks = failures.window(tumbling("1m")).aggregate(n=agg.count(), emit=when(lambda w: w["n"] >= 3))
