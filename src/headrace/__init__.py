@@ -8,8 +8,10 @@ from importlib import import_module as _import_module
 from typing import TYPE_CHECKING, Any
 
 from headrace.dsl.builder import Topology
-from headrace.dsl.keyed import KeyedStream
+from headrace.dsl.joins import JoinResults
+from headrace.dsl.keyed import KeyedStream, WindowResults
 from headrace.dsl.policies import retry
+from headrace.dsl.processing import ProcessResults
 from headrace.dsl.stream import Stream
 from headrace.dsl.table import GlobalTable, Table
 from headrace.dsl.windowed import WindowedStream
@@ -33,6 +35,7 @@ from headrace.operators.custom import WindowAssigner
 from headrace.operators.keyed_state import ListState, MapState, ValueState
 from headrace.operators.programs import Context, Process
 from headrace.record import Record
+from headrace.serde.api import Serde
 from headrace.serde.json import Json
 from headrace.serde.msgpack import Msgpack
 from headrace.serde.primitives import Float, Uuid
@@ -55,6 +58,7 @@ __all__ = [
     "GlobalTable",
     "HeadraceError",
     "InvalidError",
+    "JoinResults",
     "Json",
     "KeyedStream",
     "ListState",
@@ -62,11 +66,13 @@ __all__ = [
     "Msgpack",
     "NotFoundError",
     "Process",
+    "ProcessResults",
     "Protobuf",
     "Record",
     "RecordError",
     "RetriableError",
     "SchemaRegistry",
+    "Serde",
     "SettingsError",
     "Stream",
     "Table",
@@ -75,6 +81,7 @@ __all__ = [
     "Uuid",
     "ValueState",
     "WindowAssigner",
+    "WindowResults",
     "WindowedStream",
     "agg",
     "counting",

@@ -39,6 +39,14 @@ def greatest(n: int) -> Callable[[list[Row]], Any]:
     return model
 
 
+def greatest_with_ties(n: int) -> Callable[[list[Row]], Any]:
+    def model(rows: list[Row]) -> Any:
+        found = greatest(len(rows))(rows)
+        return [x for x in found if x >= found[:n][-1]]
+
+    return model
+
+
 def times(rows: list[Row]) -> dict[str, int]:
     return {str(x): [y for y, _ in rows].count(x) for x, _ in rows}
 
@@ -101,6 +109,8 @@ CASES: list[tuple[Aggregate, Callable[[list[Row]], Any]]] = [
     (agg.stddev("x"), lambda rows: statistics.stdev([x for x, _ in rows]) if len(rows) > 1 else None),
     (agg.top(2, "x"), greatest(2)),
     (agg.top(9, "x", by="x"), greatest(9)),
+    (agg.top(1, "x", ties=True), lambda rows: [x for x, _ in rows if x == max(x for x, _ in rows)]),
+    (agg.top(3, "x", ties=True), greatest_with_ties(3)),
     (agg.count().where(positive), of_positive(len, 0)),
     (agg.sum("x").where(positive), of_positive(total)),
     (agg.last("x").where(positive), of_positive(latest)),
@@ -352,6 +362,17 @@ def test_the_greatest_of_equal_ones_are_the_earlier(rows: list[tuple[int, int, i
     compile_aggregates({"a": item}).update(live, {}, [b"k"] * len(rows), values, [t for _, t, _ in rows])
     order = sorted(range(len(rows)), key=lambda i: (-rows[i][0], rows[i][1], i))
     assert result(item, live[b"k"][0]) == [values[i]["name"] for i in order[:3]]
+
+
+@given(rows=st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1), n=st.integers(1, 4))
+def test_ties_with_the_last_are_kept_by_time_too(rows: list[tuple[int, int]], n: int) -> None:
+    values = [{"by": by, "place": i} for i, (by, _) in enumerate(rows)]
+    live: dict[bytes, list[Any]] = {}
+    item = agg.top(n, "place", by="by", ties=True)
+    compile_aggregates({"a": item}).update(live, {}, [b"k"] * len(rows), values, [t for _, t in rows])
+    order = sorted(range(len(rows)), key=lambda i: (-rows[i][0], rows[i][1], i))
+    least = rows[order[:n][-1]][0]
+    assert result(item, live[b"k"][0]) == [i for i in order if rows[i][0] >= least]
 
 
 @pytest.mark.parametrize("wrong", [math.nan, None, {"a": 1}, [1], Reading(1.0)])

@@ -292,3 +292,31 @@ def test_rows_of_version_1_are_written_and_read() -> None:
     written = b"\n".join(row.hex().encode() for row in codec.encode_many(rows)) + b"\n"
     assert written == (GOLDEN / "timelines-v1.hex").read_bytes()
     assert codec.decode_many([bytes.fromhex(line.decode()) for line in written.split()]) == rows
+
+
+@pytest.mark.parametrize("cut", [1, 7, 4096])
+def test_a_stream_meets_its_own_windows_however_many_close_within_a_batch(cut: int) -> None:
+    topology = Topology("own-windows")
+    stream = topology.stream("in", keyed_by="k", time="at")
+    counts = stream.window(tumbling("10s")).aggregate(n=agg.count())
+    joined = stream.join(counts, lambda record, count: [record["at"], count["window_end"]], within=("0s", "10s"))
+    joined.to("out")
+    driver = TopologyTestDriver(topology, batch_records=cut)
+    driver.send_many("in", [{"k": "a", "at": second * 1000} for second in range(300)])
+    driver.end_input()
+    assert len(driver.read("out")) == 300
+    assert not driver.late
+
+
+@pytest.mark.parametrize("cut", [1, 4096])
+def test_results_that_come_later_than_others_are_not_late_beside_them(cut: int) -> None:
+    topology = Topology("two-windows")
+    stream = topology.stream("in", keyed_by="k", time="at")
+    quick = stream.window(tumbling("10ms")).aggregate(n=agg.count())
+    slow = stream.window(tumbling("10ms"), lateness="50ms").aggregate(n=agg.count(), name="slow")
+    quick.join(slow, lambda a, b: [a["window_end"], b["window_end"]], within="0s").to("out")
+    driver = TopologyTestDriver(topology, batch_records=cut)
+    driver.send_many("in", [{"k": "a", "at": at} for at in range(0, 500, 5)])
+    driver.end_input()
+    assert [record.value for record in driver.read("out")] == [[end, end] for end in range(10, 510, 10)]
+    assert not driver.late

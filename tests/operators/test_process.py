@@ -94,6 +94,23 @@ def test_results_are_typed_behind_a_repartition() -> None:
     assert [record.value for topic in ("class", "function") for record in driver.read(topic)] == [{"type": "Peak"}] * 2
 
 
+def test_so_are_those_of_timers_if_records_give_none() -> None:
+    def later(record: Reading, context: Context) -> None:
+        context.set_timer("later", after="1s")
+
+    def peak(name: str, context: Context) -> Iterator[Peak]:
+        yield Peak(context.key, context.timestamp)
+
+    def other(name: str, context: Context) -> Iterator[int]:
+        yield 5
+
+    stream = Topology("t").stream("in", value=Reading, keyed_by="k")
+    assert getattr(stream.process(later, on_timer=peak)._value, "kind", None) is Peak
+    assert getattr(stream.process(later, on_timer=peak, on_clock_timer=other, name="a")._value, "kind", None) is Any
+    assert getattr(stream.process(later, name="b")._value, "kind", None) is Any
+    assert getattr(stream.process(lambda r, context: [], on_timer=peak, name="c")._value, "kind", None) is Any
+
+
 def test_results_of_records_keep_their_headers_and_filters_keep_the_outputs() -> None:
     topology = Topology("t")
     results = topology.stream("in", value=Reading, keyed_by="k").process(Peaks, outputs=("seen",))

@@ -219,7 +219,7 @@ class Model:
             t, key, name = due[0]
             state = self.keys[key]
             del state["timers"][name]
-            now, at = max(t, passed), max(t, passed - 1)
+            now = at = max(t, passed)
             state["items"].append(len(name))
             state["e"][name] = (at, now)
             if name == "again" and len(state["items"]) < 8:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from headrace import Context, ListState, Process, RecordError, Topology, TopologyError, ValueState
+from headrace import Context, ListState, Process, RecordError, Topology, TopologyError, ValueState, agg, tumbling
 from headrace.testing.driver import TopologyTestDriver
 from headrace.topology.graph import Step
 from tests.operators.process_runs import Reading, driver_of, sent, values
@@ -41,7 +41,7 @@ def test_a_timer_runs_when_the_watermark_has_passed_it() -> None:
 def test_a_timer_for_the_past_runs_at_once_at_the_time_that_has_come() -> None:
     driver = driver_of(Waiting, disorder="5ms")
     found = sent(driver, ("b", 0, 100), ("a", 10, 10), ("b", 0, 100))
-    assert found == [(94, "a", "t a 95 0")]
+    assert found == [(95, "a", "t a 95 0")]
 
 
 @pytest.mark.parametrize("cache_bytes", [0, 2**20])
@@ -242,3 +242,48 @@ def test_nothing_is_left_of_a_key_that_keeps_nothing() -> None:
     (kept,), (rows,) = driver._checkpoints.values(), clear._checkpoints.values()
     assert sum(b"k" in key[2:] and len(row) > 0 for key, row in kept.items()) >= 50
     assert [key for key in rows if b"k1" in key[2:4]] == []
+
+
+class Counting(Waiting):
+    """The same; and every record says so too."""
+
+    def on_record(self, record: Reading, context: Context) -> list[str]:
+        super().on_record(record, context)
+        return [record.k]
+
+
+def test_what_a_timer_for_the_past_makes_is_not_late() -> None:
+    topology = Topology("t")
+    stream = topology.stream("in", value=Reading, keyed_by="k", time="at", out_of_orderness="5ms")
+    stream.process(Waiting).window(tumbling("5ms")).aggregate(n=agg.count()).to("out")
+    driver = TopologyTestDriver(topology, batch_records=1)
+    driver.send_many("in", [Reading("b", 0, 100), Reading("a", 10, 10)])
+    driver.end_input()
+    assert [record.value["window_start"] for record in driver.read("out")] == [95]
+    assert not driver.late
+
+
+@pytest.mark.parametrize("cut", [1, 4096])
+def test_a_timer_between_records_that_waited_is_not_late(cut: int) -> None:
+    topology = Topology("t")
+    stream = topology.stream("in", value=Reading, keyed_by="k", time="at", out_of_orderness="20ms")
+    known = stream.as_of(stream, lambda left, right: left)
+    known.process(Waiting).window(tumbling("10ms")).aggregate(n=agg.count()).to("out")
+    driver = TopologyTestDriver(topology, batch_records=cut)
+    driver.send_many("in", [Reading("a", 4, at) for at in (232, 263, 290, 295)])
+    driver.end_input()
+    assert [record.value["window_start"] for record in driver.read("out")] == [230, 260, 290]
+    assert not driver.late
+
+
+@pytest.mark.parametrize("cut", [1, 4096])
+def test_timers_stay_behind_what_was_before_them_where_streams_come_together(cut: int) -> None:
+    topology = Topology("t")
+    stream = topology.stream("in", value=Reading, keyed_by="k", time="at")
+    twice = stream.process(Counting)
+    again = twice.merge(twice)
+    again.merge(again).to("out")
+    driver = TopologyTestDriver(topology, batch_records=cut)
+    driver.send_many("in", [Reading("a", 2, 10), Reading("b", 0, 20), Reading("b", 0, 30)])
+    found = [record.timestamp for record in driver.read("out")]
+    assert found == [10] * 4 + [20] * 4 + [12] * 4 + [30] * 4

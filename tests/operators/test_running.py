@@ -210,6 +210,7 @@ def test_what_cannot_be_aggregated_is_refused() -> None:
     stream: Any = Topology("t").stream("in", keyed_by="k")
     with pytest.raises(TopologyError, match="at least one aggregate"):
         stream.aggregate()
+    stream.aggregate(window_start=agg.last("window_start"), final=agg.last("final"))
     with pytest.raises(TopologyError, match="cannot be called 'key'"):
         stream.aggregate(key=agg.count())
     with pytest.raises(TopologyError, match="reduce needs a function, not str"):

@@ -60,6 +60,21 @@ def ranked(rows: list[Any], measured: Any, timestamp: int, kept: Any, n: int) ->
     return rows if place >= n else [*rows[:place], [measured, timestamp, kept], *rows[place : n - 1]]
 
 
+def ranked_with_ties(rows: list[Any], measured: Any, timestamp: int, kept: Any, n: int) -> list[Any]:
+    """Return the rows of ``ranked``, and those that are equal to the last of them."""
+    if len(rows) >= n and measured < rows[-1][0]:
+        return rows
+    return tied(ranked(rows, measured, timestamp, kept, len(rows) + 1), n)
+
+
+def tied(rows: list[Any], n: int) -> list[Any]:
+    """Return the first ``n`` rows and those that are equal to the last of them."""
+    end = n
+    while end < len(rows) and rows[end][0] == rows[n - 1][0]:
+        end += 1
+    return rows[:end]
+
+
 def append(accumulator: list[Any], value: Any, timestamp: int) -> list[Any]:
     """Add ``[time, value]`` at the end."""
     accumulator.append([timestamp, value])

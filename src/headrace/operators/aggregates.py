@@ -23,6 +23,8 @@ from headrace.operators.accumulating import (
     insert,
     measure_of,
     ranked,
+    ranked_with_ties,
+    tied,
     timestamp_of,
     welford,
     when_of,
@@ -119,6 +121,10 @@ def first(selector: Selector | None = None, *, kind: Any = None) -> Aggregate:
     Args:
         selector: What to keep of each value; all of it if None.
         kind: Its type, if it is not made of plain values (dict, list, str, int, float, bool, bytes, None).
+
+    Example:
+        >>> from headrace import agg
+        >>> entry_page = agg.first("page")
     """
     return Aggregate(
         "first",
@@ -138,6 +144,10 @@ def last(selector: Selector | None = None, *, kind: Any = None) -> Aggregate:
     Args:
         selector: What to keep of each value; all of it if None.
         kind: Its type, if it is not made of plain values.
+
+    Example:
+        >>> from headrace import agg
+        >>> exit_page = agg.last("page")
     """
     return Aggregate(
         "last",
@@ -161,6 +171,10 @@ def collect(selector: Selector | None = None, limit: int | None = None, *, kind:
 
     Raises:
         TopologyError: ``limit`` is not a whole number above 0.
+
+    Example:
+        >>> from headrace import agg
+        >>> pages, first_ten = agg.collect("page"), agg.collect("page", limit=10)
     """
     if limit is not None:
         _check_number(limit, "limit of agg.collect")
@@ -315,13 +329,16 @@ def stddev(selector: Selector, ddof: int = 1) -> Aggregate:
     )
 
 
-def top(n: int, selector: Selector | None = None, *, by: Selector | None = None, kind: Any = None) -> Aggregate:
+def top(
+    n: int, selector: Selector | None = None, *, by: Selector | None = None, ties: bool = False, kind: Any = None
+) -> Aggregate:
     """Keep the greatest values in a list, the greatest first; of equal ones the earlier, then the one that came first.
 
     Args:
         n: How many.
         selector: What to keep of each value; all of it if None.
         by: What they are compared by, numbers, text or bytes; what is kept of them if None.
+        ties: Keep also what is equal to the last of the ``n``, however many that are.
         kind: The type of what is kept, if it is not made of plain values.
 
     Raises:
@@ -330,6 +347,7 @@ def top(n: int, selector: Selector | None = None, *, by: Selector | None = None,
     Example:
         >>> from headrace import agg
         >>> largest = agg.top(3, "order_id", by="total")
+        >>> winners = agg.top(1, "player", by="points", ties=True)
     """
     _check_number(n, "n of agg.top")
     keep = getter(selector)
@@ -341,12 +359,13 @@ def top(n: int, selector: Selector | None = None, *, by: Selector | None = None,
             raise TypeError("agg.top compares numbers, text or bytes")
         return measured, keep(value)
 
+    insert_one, cut = (ranked_with_ties, tied) if ties else (ranked, lambda rows, most: rows[:most])
     return Aggregate(
-        f"top {n}",
+        f"top {n} with ties" if ties else f"top {n}",
         select,
         lambda x, t: [[x[0], t, x[1]]],
-        lambda a, x, t: ranked(a, x[0], t, x[1], n),
-        lambda a, b: sorted(sorted([*a, *b], key=when_of), key=measure_of, reverse=True)[:n],
+        lambda a, x, t: insert_one(a, x[0], t, x[1], n),
+        lambda a, b: cut(sorted(sorted([*a, *b], key=when_of), key=measure_of, reverse=True), n),
         lambda a: [row[2] for row in a],
         kind=None if kind is None else list[tuple[Any, int, kind]],
         reads=_named(selector, by),

@@ -17,6 +17,7 @@ from itertools import accumulate
 from typing import Any, ClassVar, Literal
 
 from headrace.operators.api import EMIT_RECORDS, MAIN, Batch, Outputs, StepContext, watermarks_before
+from headrace.operators.causes import cause
 from headrace.operators.stored import StoredValues, stored_shape
 from headrace.operators.timelines import MARKS, DueTimes, Timeline, timeline_codec
 from headrace.operators.waiting import Room, Waiting, open_room
@@ -179,11 +180,8 @@ class AsOfJoinOperator:
         self._versions.load([row[1] for row in changes] + [record.key for record in leaving])
         for time, key, value in changes:
             self._versions.add(time, key, value)
-        offsets = batch.offsets
-        causes = [bisect_right(marks, record.time) for record in leaving]
-        outputs = self._pairs(
-            leaving, [offsets[place - 1] if place else max(-1, offsets[0] - 1) for place in causes], batch.running
-        )
+        causes = [cause(batch, bisect_right(marks, record.time), record.time + 1) for record in leaving]
+        outputs = self._pairs(leaving, causes, batch.running)
         self._versions.prune(dict.fromkeys(row[1] for row in changes), marks[-1])
         return outputs
 

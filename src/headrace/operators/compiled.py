@@ -121,8 +121,16 @@ def compile_aggregates(aggregates: Mapping[str, Aggregate]) -> Compiled:
     )
 
 
-def check_aggregates(aggregates: Mapping[str, Any]) -> None:
-    """Refuse what cannot be compiled, before anything starts."""
+def check_aggregates(aggregates: Mapping[str, Any], reserved: Sequence[str] = RESERVED) -> None:
+    """Refuse what cannot be compiled, before anything starts.
+
+    Args:
+        aggregates: Aggregates by name.
+        reserved: What else a result has, so that no aggregate can be called so.
+
+    Raises:
+        TopologyError: there are none, one is none, or has a reserved name.
+    """
     if not aggregates:
         raise TopologyError("aggregate() needs at least one aggregate", remedy='For example total=agg.sum("total")')
     for name, item in aggregates.items():
@@ -132,8 +140,8 @@ def check_aggregates(aggregates: Mapping[str, Any]) -> None:
             )
         if item.selector is not None and not isinstance(item.selector, str) and not callable(item.selector):
             raise TopologyError(f"{name}= needs a field or a function, not {type(item.selector).__name__}")
-        if name in RESERVED:
-            raise TopologyError(f"an aggregate cannot be called {name!r}: every window result has a field of that name")
+        if name in reserved:
+            raise TopologyError(f"an aggregate cannot be called {name!r}: every result has a field of that name")
 
 
 def check_mergeable(aggregates: Mapping[str, Aggregate], what: str) -> None:

@@ -5,7 +5,7 @@ What time makes leaves between the records that it lies between, so that it does
 
 from __future__ import annotations
 
-from bisect import bisect_left, insort
+from bisect import insort
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from headrace.operators.aggregates import Aggregate
 from headrace.operators.api import EMIT_RECORDS, Batch
+from headrace.operators.causes import cause
 from headrace.state.cache import Bucket, WriteBehind
 from headrace.state.keys import decode_time, encode_time
 
@@ -125,23 +126,17 @@ class Ticks:
         return bucket
 
 
-def cause(batch: Batch, place: int, due: int) -> int:
-    """Return the offset of the input record that moved the watermark to ``due``, just before the one at ``place``."""
-    if batch.timed or batch.offsets[0] < 0:
-        return batch.offsets[place]
-    if place:
-        return batch.offsets[place - 1]
-    if batch.running is None:
-        return batch.offsets[0]
-    # It did not come here, for example because a filter dropped it.
-    return bisect_left(range(batch.offsets[0] + 1), due, key=batch.running.before) - 1
+def between(made: Sequence[Batch], batch: Batch, place: int, lateness_ms: int) -> list[Batch]:
+    """Return what time made, as it leaves just before the record at ``place`` of ``batch``.
 
-
-def between(made: Sequence[Batch], batch: Batch, place: int, due: int) -> list[Batch]:
-    """Return what time made at ``due``, as it leaves just before the record at ``place`` of ``batch``."""
-    offset = cause(batch, place, due)
+    Args:
+        made: Results, whose timestamps say when: ``lateness_ms`` and 1 later.
+        batch: What goes by.
+        place: Where it has got to.
+        lateness_ms: That of the windows.
+    """
     for results in made:
-        results.offsets = [offset] * len(results)
+        results.offsets = [cause(batch, place, timestamp + lateness_ms + 1) for timestamp in results.timestamps]
         results.running = batch.running
         results.timed = True
     return [results for results in made if len(results)]

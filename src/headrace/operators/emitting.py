@@ -18,6 +18,9 @@ from headrace.operators.windowed import LATE, OpenWindows
 from headrace.operators.windows import Window
 from headrace.record import MIN_WATERMARK
 
+Before = Callable[[int], int]
+"""Gives the watermark before the record at a place."""
+
 
 class Change(NamedTuple):
     """What a record makes of one window, before it takes effect."""
@@ -199,8 +202,10 @@ class EmitByRecord:
         for i, (key, timestamp, value) in enumerate(zip(batch.keys, batch.timestamps, batch.values, strict=True)):
             self._watermark = watermark = max(before(i), self._watermark)
             if due is not None and due <= watermark:
-                outputs += _by_records(batch, made)
-                outputs += [(MAIN, r) for r in between(self._close(watermark, failures), batch, i, due)]
+                outputs += self._by_records(batch, made, before)
+                outputs += [
+                    (MAIN, r) for r in between(self._close(watermark, failures), batch, i, self._state.lateness_ms)
+                ]
                 made, due = [], self.next_close()
             try:
                 changes = self._state.changes(key or b"", timestamp, value, watermark)
@@ -214,7 +219,7 @@ class EmitByRecord:
                 self._state.apply(key or b"", changes)
                 due = self.next_close()
                 made += [(i, max(timestamp, watermark), result) for result in results]
-        outputs += _by_records(batch, made)
+        outputs += self._by_records(batch, made, before)
         if any(late):
             outputs.append((LATE, batch.where(late)))
         if failures:
@@ -265,19 +270,17 @@ class EmitByRecord:
         batches = self._results.in_batches(fired, failures)
         return mark_final(batches, final=True)
 
-
-def _by_records(batch: Batch, made: Sequence[tuple[int, int, dict[str, Any]]]) -> Iterator[tuple[str, Batch]]:
-    if made:
+    def _by_records(
+        self, batch: Batch, made: Sequence[tuple[int, int, dict[str, Any]]], before: Before
+    ) -> Iterator[tuple[str, Batch]]:
+        """Yield what records made, where there is anything, with the watermark that it leaves at if time made them."""
+        if not made:
+            return
         places = [place for place, _, _ in made]
-        yield (
-            MAIN,
-            Batch(
-                [batch.offsets[place] for place in places],
-                [timestamp for _, timestamp, _ in made],
-                [batch.keys[place] for place in places],
-                [result for _, _, result in made],
-                None,
-                batch.running,
-                batch.timed,
-            ),
-        )
+        moments: list[int] | None = None
+        if batch.timed or batch.offsets[0] < 0:
+            hold_ms = 0 if self._predicate is None else self._state.lateness_ms
+            moments = [before(place) - hold_ms for place in places]
+        offsets, keys = [batch.offsets[place] for place in places], [batch.keys[place] for place in places]
+        timestamps, values = [timestamp for _, timestamp, _ in made], [result for _, _, result in made]
+        yield MAIN, Batch(offsets, timestamps, keys, values, None, batch.running, batch.timed, moments)

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from headrace.operators.api import EMIT_RECORDS, MAIN, Batch, Outputs, StepContext, watermarks_before
+from headrace.operators.causes import cause
 from headrace.operators.stored import StoredValues, stored_shape
 from headrace.operators.timelines import MARKS, DueTimes, Timeline, timeline_codec
 from headrace.operators.windowed import LATE
@@ -187,9 +188,7 @@ class _Made:
             return
         if self.pairs:
             self.leave_pairs()
-        offsets = self.batch.offsets
-        cause = offsets[place - 1] if place else max(-1, offsets[0] - 1)
-        self.causes += [cause] * len(expired)
+        self.causes += [cause(self.batch, place, timestamp + self.hold_ms + 1) for timestamp, _, _ in expired]
         self.expired += expired
 
     def leave_expired(self) -> None:
@@ -202,7 +201,7 @@ class _Made:
         offsets, keys = [batch.offsets[i] for i in places], [batch.keys[i] for i in places]
         moments: list[int] | None = None
         if batch.timed or offsets[0] < 0:
-            moments = [max(MIN_WATERMARK, self.before(place) - self.hold_ms) for place in places]
+            moments = [self.before(place) - self.hold_ms for place in places]
         pairs = Batch(offsets, self.stamps, keys, self.pairs, None, batch.running, batch.timed, moments)
         self.outputs.append((MAIN, pairs))
         self.places, self.stamps, self.pairs = [], [], []

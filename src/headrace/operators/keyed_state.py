@@ -22,6 +22,7 @@ from headrace.operators.versioned import Migration, Versioned, decoder
 from headrace.settings import duration_ms
 
 T = TypeVar("T")
+U = TypeVar("U")
 K = TypeVar("K")
 
 
@@ -158,12 +159,12 @@ class ValueState(KeyedState, Generic[T]):
 
     @overload
     def __init__(
-        self: ValueState[T], kind: type[T], *, default: T, ttl: str | timedelta | None = None, version: int = 1,
+        self: ValueState[U], kind: type[U], *, default: U, ttl: str | timedelta | None = None, version: int = 1,
         migrations: Mapping[int, Migration] | None = None,
     ) -> None: ...  # fmt: skip
     @overload
     def __init__(
-        self: ValueState[T | None], kind: type[T], *, default: None = None, ttl: str | timedelta | None = None,
+        self: ValueState[U | None], kind: type[U], *, default: None = None, ttl: str | timedelta | None = None,
         version: int = 1, migrations: Mapping[int, Migration] | None = None,
     ) -> None: ...  # fmt: skip
     @overload

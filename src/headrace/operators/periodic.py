@@ -232,7 +232,8 @@ class EmitPeriodically:
             self._watermark = watermark = max(floor(place), self._watermark)
             due = self.next_close()
             if due is not None and due <= watermark:
-                outputs += [(MAIN, b) for b in between(self._act(watermark, failures), batch, place, due)]
+                acted = self._act(watermark, failures)
+                outputs += [(MAIN, b) for b in between(acted, batch, place, self._state.lateness_ms)]
             place, late, failed = self._state.add(batch, place, floor, self._ticks.after(watermark))
             if late is not None:
                 outputs.append((LATE, late))

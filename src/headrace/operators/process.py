@@ -24,6 +24,7 @@ from headrace.operators.api import (
     StepContext,
     watermarks_before,
 )
+from headrace.operators.causes import cause
 from headrace.operators.keyed_rows import ABSENT, Row, RowCodec, Turn
 from headrace.operators.keyed_state import KeyedState
 from headrace.operators.notes import NEVER, NOTES, Note, Notes
@@ -143,8 +144,8 @@ class Outlet:
             outputs.append((port, batch.pick(marks).with_values(values)))
         return outputs
 
-    def of_time(self, cause: int, batch: Batch | None) -> Outputs:
-        """Return and forget what time made, while ``batch`` went by, behind the record at the offset ``cause``."""
+    def of_time(self, batch: Batch | None = None, place: int = 0, *, at_once: bool = False) -> Outputs:
+        """Return and forget what time made, while ``batch`` went by, before or ``at_once`` behind the record there."""
         outputs: Outputs = []
         for port, marks, values in self._taken():
             for start in range(0, len(marks), EMIT_RECORDS):
@@ -152,8 +153,13 @@ class Outlet:
                 timestamps, keys = map(list, zip(*part, strict=True))
                 made = values[start : start + EMIT_RECORDS]
                 running = None if batch is None else batch.running
-                timed = batch is not None
-                outputs.append((port, Batch([cause] * len(part), timestamps, keys, made, None, running, timed)))
+                if batch is None:
+                    causes = [-1] * len(part)
+                elif at_once:
+                    causes = [batch.offsets[place]] * len(part)
+                else:
+                    causes = [cause(batch, place, timestamp + 1) for timestamp in timestamps]
+                outputs.append((port, Batch(causes, timestamps, keys, made, None, running, batch is not None)))
         return outputs
 
     def _taken(self) -> list[tuple[str, list[Any], list[Any]]]:
@@ -237,7 +243,7 @@ class ProcessOperator:
                 self._keep(key, row)
                 if notes.next < limit and notes.next < before(place):
                     self._time = max(self._time, before(place))
-                    outputs += self._between(batch, place + 1, self._time, failures)
+                    outputs += self._between(batch, place, self._time, failures, at_once=True)
                     before = context._before
         self._time = max(self._time, before(len(batch) - 1))
         outputs += outlet.of_records(batch)
@@ -261,7 +267,7 @@ class ProcessOperator:
         failures: list[tuple[int, Exception]] = []
         self._fire(limit, failures)
         self._time = max(self._time, watermark)
-        outputs = self._outlet.of_time(-1, None)
+        outputs = self._outlet.of_time()
         if failures:
             raise RecordsFailedError(failures, outputs)
         return outputs
@@ -275,7 +281,7 @@ class ProcessOperator:
         failures: list[tuple[int, Exception]] = []
         self._run(notes, now_ms + 1, failures, self._wake_by_clock)
         self._fire(self._time, failures)  # timers that were set for a time that had passed
-        outputs = self._outlet.of_time(-1, None)
+        outputs = self._outlet.of_time()
         if failures:
             raise RecordsFailedError(failures, outputs)
         return outputs or [(MAIN, Batch([], [], [], []))]
@@ -314,13 +320,23 @@ class ProcessOperator:
             return max(self._time, *batch.timestamps)
         return max(self._time, batch.running.last) if batch.running is not None else self._time
 
-    def _between(self, batch: Batch, place: int, limit: int, failures: list[tuple[int, Exception]]) -> Outputs:
-        """Run the timers that are due before the record at ``place``; return what was made until then."""
+    def _between(
+        self, batch: Batch, place: int, limit: int, failures: list[tuple[int, Exception]], *, at_once: bool = False
+    ) -> Outputs:
+        """Run the timers that are due before the record at ``place``; return what was made until then.
+
+        Args:
+            batch: What goes by.
+            place: Where it has got to.
+            limit: The watermark.
+            failures: Takes what fails.
+            at_once: Whether the record at ``place`` has run, and set timers for times that had passed.
+        """
         outputs = self._outlet.of_records(batch)
         self._fire(limit, failures)
         self._time = max(self._time, limit)
         self._context._before = watermarks_before(batch, self._time)
-        return outputs + self._outlet.of_time(batch.offsets[max(place - 1, 0)], batch)
+        return outputs + self._outlet.of_time(batch, place, at_once=at_once)
 
     def _fire(self, limit: int, failures: list[tuple[int, Exception]]) -> None:
         self._run(self._notes, limit, failures, self._wake)
@@ -355,7 +371,7 @@ class ProcessOperator:
             del timers[name]
             self._turn.now = max(time, self._time)
             self._context._fixed = max(time + 1, self._time)
-            self._call(self._handlers.on_timer, name, key, row, max(time, self._time - 1), failures)
+            self._call(self._handlers.on_timer, name, key, row, max(time, self._time), failures)
         row.wake = min(timers.values(), default=NEVER)
         for slot, state in self._mortal:
             if row.cells[slot] is not ABSENT:

@@ -42,7 +42,19 @@ class Program:
 
 
 class Context:
-    """What user code is told about the record or timer it handles, and can ask for beside its states."""
+    """What user code is told about the record or timer it handles, and can ask for beside its states.
+
+    Example:
+        >>> from collections.abc import Iterator
+        >>> from headrace import Context, Topology, ValueState
+        >>> def begin(login: dict[str, str], context: Context, since: ValueState[int]) -> None:
+        ...     since.value = context.timestamp
+        ...     context.set_timer("over", after="8h")
+        >>> def over(name: str, context: Context, since: ValueState[int]) -> Iterator[dict[str, int]]:
+        ...     yield {"user": context.key, "since": since.value}
+        >>> logins = Topology("t").stream("logins", keyed_by="user", time="at")
+        >>> logins.process(begin, on_timer=over, since=ValueState(int)).to("forgotten-logins")
+    """
 
     __slots__ = (
         "_before", "_decode_key", "_durations", "_emit", "_fixed", "_handlers", "_now_ms", "_place", "_raw_key", "_row",

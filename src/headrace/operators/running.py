@@ -31,6 +31,9 @@ from headrace.serde.api import Serde
 from headrace.serde.schema import schema_of
 from headrace.state.cache import Codec, WriteBehind
 
+RESERVED = ("key",)
+"""The field of a row that no aggregate may be called."""
+
 _ATOMS = frozenset([int, float, str, bytes, bool])
 
 Rows = Callable[..., None]
@@ -171,7 +174,7 @@ def compile_running(aggregates: Mapping[str, Aggregate]) -> tuple[Rows, Rows]:
     Raises:
         TopologyError: there are no aggregates, one is none, or has a reserved name.
     """
-    check_aggregates(aggregates)
+    check_aggregates(aggregates, RESERVED)
     scope: dict[str, Any] = {"RowFailedError": RowFailedError, "copied": copied}
     for i, item in enumerate(aggregates.values()):
         scope |= {

@@ -22,14 +22,14 @@ from headrace.operators.async_map import AsyncMapOperator, Caller
 from headrace.operators.interval_join import LATE_RIGHT
 from headrace.operators.retrying import ErrorPolicy, Retry, final_policy
 from headrace.operators.windowed import LATE
-from headrace.record import MIN_WATERMARK, Progress, RecordBatch, TopicPartition
+from headrace.record import Progress, RecordBatch, TopicPartition
 from headrace.runtime.edges import Append, Edge
 from headrace.runtime.failures import Failure, Failures, is_letters
 from headrace.runtime.parking import Pause, Work
 from headrace.runtime.tally import Tally
 from headrace.runtime.times import ChainTime, Mark, meet
 from headrace.topology.graph import Node, Repartition, Sink, Step
-from headrace.topology.plan import Plan, SubTopology, TaskId, internal_topic, mixes_in_state, topics_above
+from headrace.topology.plan import Plan, SubTopology, TaskId, internal_topic, must_stop_for_time, topics_above
 
 _NEVER = -(1 << 62)
 
@@ -73,7 +73,7 @@ class Chain:
         self._gathered: dict[str, list[_Way]] = {}
         """For each step with several inputs what has come for it."""
         self._on_clock: dict[str, ClockOperator] = {}
-        self._in_parts = mixes_in_state(plan.graph, sub)
+        self._in_parts = must_stop_for_time(plan.graph, sub)
         """Whether time must move between the records of a batch for the whole chain: see ``_stop``."""
         self._has_timers = any(
             isinstance(n, Step) and n.spec.kind == "process" and n.spec.timed_ports for n in sub.nodes
@@ -288,8 +288,8 @@ class Chain:
         ways = self._gathered[name]
         if ways:
             self._gathered[name] = []
-            node = self._nodes[name]
-            for batch, sides in _interleave(ways, self._held(node) if isinstance(node, Step) else 0):
+            held = self._time.held(name) if name in self._operators else 0
+            for batch, sides in _interleave(ways, held):
                 yield from self._run(name, batch, sides)
 
     def _run(self, name: str, batch: Batch, sides: Sequence[int] = ()) -> Work[None]:
@@ -337,18 +337,17 @@ class Chain:
                 raise
             except Exception as error:  # noqa: BLE001  # user code may raise anything
                 self._fail(node, part, error)
-        return outputs
+        return outputs if node.spec.stateful else _by_port(outputs, node.spec.ports)
 
     def _retrying(self, node: Step, operator: Operator, retry: Retry, batch: Batch) -> Work[Outputs]:
         """Run a batch record by record, so that every call of the user's function is one that counts."""
-        made: dict[str, list[Batch]] = {port: [] for port in node.spec.ports}
+        outputs: Outputs = []
         for i in range(len(batch)):
             part = batch.part(i, i + 1)
             tries = 1
             while True:
                 try:
-                    for port, output in operator.process(part):
-                        made[port].append(output)
+                    outputs += operator.process(part)
                     break
                 except HeadraceError:
                     raise
@@ -360,7 +359,7 @@ class Chain:
                 yield Pause(delay_ms)
                 self.tally.retries[node.name] += 1
                 tries += 1
-        return [(port, Batch.concatenate(batches)) for port, batches in made.items() if batches]
+        return _by_port(outputs, node.spec.ports)
 
     def _call(self, name: str, operator: AsyncMapOperator, batch: Batch) -> Work[Outputs]:
         """Let the calls of a batch be made, and go on when all of them have ended."""
@@ -420,6 +419,12 @@ class Chain:
         made = record if record.timed or record.offsets[0] < 0 else None
         offset = record.offsets[0] if made is None else -1
         self._failures.fail(Failure(node.name, policy, error, offset, made, tries), self._watermark)
+
+
+def _by_port(outputs: Outputs, ports: Sequence[str]) -> Outputs:
+    """Make one batch again for each port of what a step without state made of single records."""
+    made = [(port, [batch for by, batch in outputs if by == port]) for port in ports]
+    return [(port, Batch.concatenate(batches)) for port, batches in made if batches]
 
 
 def _interleave(ways: list[_Way], held: int) -> list[tuple[Batch, list[int]]]:
