@@ -66,6 +66,7 @@ def test_a_family_follows_the_naming_rules(family) -> None:
     assert re.fullmatch(r"[a-z]+(_[a-z]+)*", family.name)
     assert (family.kind == "counter") == family.name.endswith("_total")
     assert not re.search(r"_(ms|milliseconds|kb|mb|percent|count|sum|bucket)(_|$)", family.name), "base units only"
+    assert family.labels, "it says of what"
     assert set(family.labels) <= LABELS, "labels are bounded"
     assert family.help.endswith(".")
     assert list(family.buckets) == sorted(family.buckets)

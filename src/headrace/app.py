@@ -34,6 +34,7 @@ from headrace.runtime.parts import Parts
 from headrace.runtime.supervisor import Report, supervise
 from headrace.runtime.worker import Worker
 from headrace.settings import Settings
+from headrace.topology.graph import Source
 from headrace.topology.plan import Plan, plan, source_topics
 
 _log = logging.getLogger("headrace")
@@ -152,10 +153,12 @@ def prepare(topology: Topology, log: Log, settings: Settings) -> Plan:
     """
     graph = topology.graph()
     topics = log.topics()
-    for name in source_topics(graph):
-        if name not in topics:
+    for source in graph.nodes:
+        if isinstance(source, Source) and source.topic not in topics:
+            name = source.topic
             raise NotFoundError(
-                f"topology {graph.name!r} reads topic {name!r}, which does not exist in the log {log.url}",
+                f"topology {graph.name!r} reads topic {name!r}, which does not exist in the log {log.url} "
+                f"({source.location})",
                 remedy=f"Create it by writing to it (headrace produce {name} --partitions 4), or name another log",
             )
     sources = {name: topics[name].partitions for name in source_topics(graph)}

@@ -85,7 +85,7 @@ class Site:
 
 
 def _decoded(record: Record) -> Record:
-    value = msgspec.msgpack.decode(record.value)
+    value = None if record.value is None else msgspec.msgpack.decode(record.value)
     return dataclasses.replace(record, key=record.key and record.key.decode(), value=value)
 
 

@@ -73,6 +73,28 @@ def put(site: Site, records: Iterable[Mapping[str, Any] | bytes], partitions: in
     log.close()
 
 
+Row = tuple[str, int, Any]
+"""Key, timestamp and value; None as value deletes."""
+
+
+def put_rows(site: Site, topic: str, rows: Iterable[Row], partitions: int = 1, batch: int = 200) -> None:
+    """Append records to a topic by their keys."""
+    log = site.open()
+    log.create_topic(topic, partitions)
+    encode = msgspec.msgpack.encode
+    parts: list[list[tuple[int, bytes, bytes | None]]] = [[] for _ in range(partitions)]
+    for key, timestamp, value in rows:
+        raw = key.encode()
+        parts[crc32(raw) % partitions].append((timestamp, raw, None if value is None else encode(value)))
+    for partition, part in enumerate(parts):
+        for first in range(0, len(part), batch):
+            stamps, keys, values = zip(*part[first : first + batch], strict=True)
+            made = RecordBatch(list(stamps), list(keys), JoinedBytes.of(list(values)))
+            log.append(TopicPartition(topic, partition), made)
+    log.flush()
+    log.close()
+
+
 def counts_of(records: Iterable[Mapping[str, Any]]) -> Counts:
     """Return what ``COUNTING`` must find."""
     return Counter((record["k"], record["at"] - record["at"] % 10) for record in records)

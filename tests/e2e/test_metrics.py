@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import signal
+from collections import Counter
 from itertools import dropwhile
 from pathlib import Path
+from zlib import crc32
 
 from prometheus_client.parser import text_string_to_metric_families
 
 from headrace.clock import SystemClock
 from headrace.metrics import FAMILIES
+from tests.e2e import language
 from tests.e2e.harness import Site, committed
 from tests.e2e.small import Telling, ask, found, free_port, module, put, rows
 
@@ -184,3 +187,41 @@ def test_a_task_that_comes_back_is_shown_again(tmp_path: Path) -> None:
         for telling in started:
             telling.process.kill()
             telling.end()
+
+
+def test_what_the_steps_of_the_language_show(tmp_path: Path) -> None:
+    site = Site(tmp_path)
+    topics = language.clicks_and_articles(3, 3_000)
+    language.fill(site, topics, {"articles": 6})
+    port = free_port()
+    running = Telling(
+        site.start("run", "tests.e2e.visits", "--workers", "2", "--metrics-port", str(port), **SETTINGS)
+    )  # fmt: skip
+    try:
+        running.until(lambda: total(scrape(port), "records_out_total", step="clicks-to-asked") == 2_969)
+        running.until(lambda: values(scrape(port), "tasks_owned") == [5, 5])
+        running.until(lambda: set(values(scrape(port), "lag_records")) == {0})
+        running.until(lambda: committed(site, "visits") >= 3_000)
+        shown = scrape(port)
+    finally:
+        running.process.send_signal(signal.SIGTERM)
+        code = running.end()
+    assert code == 0, running.text
+
+    bad, clicks = 31, 3_000
+    assert shown["record_errors_total"] == [
+        (labels, value) for labels, value in shown["record_errors_total"] if labels["policy"] == "dead-letter"
+    ]
+    assert total(shown, "record_errors_total", step="checked", policy="dead-letter") == bad
+    assert total(shown, "retries_total") == total(shown, "retries_total", step="ask") == len(range(501, clicks, 501))
+    assert total(shown, "late_records_total") == 0
+    read = {(x["task"], x["partition"]): n for x, n in shown["records_in_total"] if x["topic"] == "articles"}
+    of_partition = Counter(str(crc32(key.encode()) % 6) for key, _, _ in topics["articles"])
+    assert read == {(f"clicks-{task}", str(n)): of_partition[str(n)] for task in range(4) for n in range(6)}
+    stores = {labels["store"] for labels, _ in shown["cache_bytes"]}
+    for step in ("process-Visits", "session-8000ms", "tumbling-60000ms", "hopping", "aggregate", "join-articles"):
+        of_step = [store for store in stores if f"clicks-{step}" in store]
+        lookups = [total(shown, f"cache_{kind}_total", store=s) for kind in ("hits", "misses") for s in of_step]
+        assert sum(lookups) > 0, (step, stores)
+    tasks = {*(f"clicks-{n}" for n in range(4)), *(f"clicks-by-article-{n}" for n in range(6))}
+    assert {labels["task"] for labels, value in shown["state_bytes"] if value > 0} == tasks

@@ -287,7 +287,7 @@ def test_options_that_make_no_sense() -> None:
         stream.map_async(nothing, concurrency=0)
     with pytest.raises(TopologyError, match='order of map_async must be "key", "input" or "none", not \'keys\''):
         stream.map_async(nothing, order="keys")  # type: ignore[arg-type]
-    with pytest.raises(SettingsError, match="timeout of map_async .* is not a duration"):
+    with pytest.raises(SettingsError, match=r"timeout of map_async .* is not a duration"):
         stream.map_async(nothing, timeout="soon")
     with pytest.raises(TopologyError, match="a timeout of 0"):
         stream.map_async(nothing, timeout="0s")
@@ -364,3 +364,22 @@ def test_a_crash_repeats_calls_and_loses_none(made: list[Event], sizes: list[int
     repeated = result(turning, made, sizes, crashes)
     once = result(at_once, made, sizes, set())
     assert {(row[0], row[-1]): row[1:5] for row in repeated} == {(row[0], row[-1]): row[1:5] for row in once}
+
+
+def test_calls_overlap_behind_a_step_that_leaves_a_record_out() -> None:
+    begun: list[int] = []
+    together = asyncio.Event()
+
+    async def meet(value: int) -> int:
+        begun.append(value)
+        if len(begun) == 3:
+            together.set()
+        await together.wait()
+        return value
+
+    topology = Topology("t", on_error="skip")
+    topology.stream("in", value=int).map(lambda n: 6 // n, name="divide").map_async(meet, order="input").to("out")
+    driver = TopologyTestDriver(topology)
+    driver.send_many("in", [1, 0, 2, 3])
+    assert [record.value for record in driver.read("out")] == [6, 3, 2]
+    assert driver.skipped == {"divide": 1}

@@ -72,8 +72,9 @@ def test_a_window_closes_once_over_a_hand_off() -> None:
 
 
 CHANGES = [
-    (simple(n=agg.sum("n")), "aggregates is different"),
-    (simple(n=agg.count(), m=agg.count()), "aggregates is different"),
+    (simple(n=agg.sum("n")), r"aggregates is different \('n' was count and is sum\)"),
+    (simple(n=agg.count(), m=agg.count()), r"aggregates is different \('m' is new\)"),
+    (simple(m=agg.count()), r"aggregates is different \('n' is gone; 'm' is new\)"),
 ]
 
 
@@ -90,7 +91,7 @@ def test_aggregates_in_another_order_are_another_shape() -> None:
     task = task_of(simple(n=agg.count(), total=agg.sum("n")), store)
     task.step(SOURCE, batch([1000]))
     task.flush()
-    with pytest.raises(TopologyError, match="aggregates is different"):
+    with pytest.raises(TopologyError, match=r"aggregates is different \(they are in another order\)"):
         task_of(simple(total=agg.sum("n"), n=agg.count()), store)
 
 
@@ -219,5 +220,5 @@ def test_what_a_task_did_is_told_once() -> None:
     task = task_of(simple(), MemoryStore())
     task.step(SOURCE, batch([1000, 10_000]))
     tally = task.take_tally()
-    assert (tally.records_in, tally.records_out) == ({"in": 2}, {"out": 1})
+    assert (tally.records_in, tally.records_out) == ({SOURCE: 2}, {"out": 1})
     assert task.take_tally().records_in == {}

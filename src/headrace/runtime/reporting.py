@@ -69,12 +69,12 @@ class Reporter:
         if slot.task is None:
             return
         tally, totals = slot.task.take_tally(), self.totals
-        totals.records_in += tally.records_in
         totals.records_out += tally.records_out
         totals.late += tally.late.total()
         totals.errors += tally.errors.total() + tally.dead_letters.total()
-        for topic, count in tally.records_in.items():
-            slot.metrics.input(topic, slot.id.partition).read(count)
+        for partition, count in tally.records_in.items():
+            totals.records_in[partition.topic] += count
+            slot.metrics.input(*partition).read(count)
         for step, count in tally.sent.items():
             self._metrics.step(self._topology, step).sent(count)
         for step, count in tally.late.items():

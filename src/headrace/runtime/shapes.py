@@ -153,8 +153,23 @@ def _details(before: Any, after: Any) -> list[str]:
             return _changes(before, after)
         return [detail for name in before if name in after for detail in _details(before[name], after[name])]
     if isinstance(before, list) and isinstance(after, list):
-        return [detail for pair in zip(before, after, strict=False) for detail in _details(*pair)]
+        renamed = _renamed(_by_name(before), _by_name(after))
+        return renamed + [detail for pair in zip(before, after, strict=False) for detail in _details(*pair)]
     return []
+
+
+def _renamed(before: Mapping[str, str], after: Mapping[str, str]) -> list[str]:
+    """Say which of the named parts, such as aggregates, are gone, new or of another kind."""
+    gone = [f"{name!r} is gone" for name in before if name not in after]
+    new = [f"{name!r} is new" for name in after if name not in before]
+    other = [(name, kind, after[name]) for name, kind in before.items() if after.get(name, kind) != kind]
+    changes = [*gone, *new, *[f"{name!r} was {kind} and is {now}" for name, kind, now in other]]
+    return changes if changes or list(before) == list(after) else ["they are in another order"]
+
+
+def _by_name(parts: list[Any]) -> dict[str, str]:
+    named = [part for part in parts if isinstance(part, list) and len(part) > 1]
+    return {name: kind for name, kind, *_ in named if isinstance(name, str) and isinstance(kind, str)}
 
 
 def _lost(before: Any, after: Any) -> list[str]:

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
+from headrace.record import TopicPartition
+
 
 @dataclass(slots=True)
 class Tally:
     """What happened since somebody last took the tally."""
 
-    records_in: Counter[str] = field(default_factory=Counter)
-    """By topic."""
+    records_in: Counter[TopicPartition] = field(default_factory=Counter)
+    """By input."""
     records_out: Counter[str] = field(default_factory=Counter)
     """By topic."""
     sent: Counter[str] = field(default_factory=Counter)

@@ -196,7 +196,7 @@ class Task:
     def _step(self, partition: TopicPartition, records: RecordBatch) -> Work[list[Append]]:
         item = self._inputs[partition]
         self.changed = True
-        self._chain.tally.records_in[partition.topic] += 0 if records.control else len(records)
+        self._chain.tally.records_in[partition] += 0 if records.control else len(records)
         self._chain.take_input(partition, records)
         if isinstance(item.time, InternalTime):
             yield from self._take_internal(item, item.time, records)
