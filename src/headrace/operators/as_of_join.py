@@ -13,14 +13,13 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import Any, ClassVar, Literal
 
-from headrace.operators.api import EMIT_RECORDS, MAIN, Batch, Outputs, StepContext, watermarks_before
+from headrace.operators.api import EMIT_RECORDS, MAIN, Batch, Outputs, StepContext
 from headrace.operators.causes import cause
 from headrace.operators.stored import StoredValues, stored_shape
 from headrace.operators.timelines import MARKS, DueTimes, Timeline, timeline_codec
-from headrace.operators.waiting import Room, Waiting, open_room
+from headrace.operators.waiting import Room, Waiting, effective, open_room
 from headrace.record import MIN_WATERMARK
 from headrace.serde.api import Serde
 from headrace.state.cache import WriteBehind
@@ -162,11 +161,9 @@ class AsOfJoinOperator:
 
         What leaves depends on effective times alone, so it can leave in one go behind the batch.
         """
-        before = watermarks_before(batch, self._watermark)
-        marks = list(accumulate(map(before, range(len(batch))), max))
+        marks, settled = effective(batch, self._watermark)
         self._watermark = marks[-1]
         times = list(map(max, batch.timestamps, marks))
-        settled = max(batch.running.last if batch.running else MIN_WATERMARK, marks[-1])
         headers = batch.headers or [()] * len(batch)
         keys: Any = batch.keys
         columns = zip(times, keys, batch.values, headers, sides, strict=True)

@@ -7,12 +7,11 @@ watermark has passed that and leaves in the order of effective time and arrival.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import Any, ClassVar
 
-from headrace.operators.api import EMIT_RECORDS, MAIN, Batch, Outputs, StepContext, watermarks_before
+from headrace.operators.api import EMIT_RECORDS, MAIN, Batch, Outputs, StepContext
 from headrace.operators.stored import StoredValues, stored_shape
-from headrace.operators.waiting import Room, Waiting, open_room
+from headrace.operators.waiting import Room, Waiting, effective, open_room
 from headrace.record import MIN_WATERMARK
 from headrace.serde.api import Serde
 
@@ -49,9 +48,7 @@ class InOrderOperator:
 
     def process(self, batch: Batch) -> Outputs:
         """Let records wait."""
-        before = watermarks_before(batch, self._watermark)
-        marks = list(accumulate(map(before, range(len(batch))), max))
-        settled = max(batch.running.last if batch.running else MIN_WATERMARK, marks[-1])
+        marks, settled = effective(batch, self._watermark)
         self._watermark = marks[-1]
         self._stored.check(batch.values)
         headers = batch.headers or [()] * len(batch)

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections.abc import Iterable
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import msgspec
 
-from headrace.operators.api import StepContext
+from headrace.operators.api import Batch, StepContext, watermarks_before
 from headrace.operators.stored import StoredValues
-from headrace.record import Headers
+from headrace.record import MIN_WATERMARK, Headers
 from headrace.state.cache import Bucket, Codec, WriteBehind
 from headrace.state.keys import TIME_WIDTH, decode_time, decode_times, encode_time, encode_times
 
@@ -51,6 +52,20 @@ def waiting_codec(stored: StoredValues) -> Codec[Waiting]:
 
 
 _decoder = msgspec.msgpack.Decoder(list[tuple[bytes, bytes, tuple[tuple[str, bytes], ...]]])
+
+
+def effective(batch: Batch, floor: int) -> tuple[list[int], int]:
+    """Return the watermark before each record of a batch, and before which time all leave in the step of the batch.
+
+    The effective time of a record is its timestamp or that watermark, whichever is later.
+
+    Args:
+        batch: Records.
+        floor: The watermark that the operator knows of.
+    """
+    before = watermarks_before(batch, floor)
+    marks = list(accumulate(map(before, range(len(batch))), max))
+    return marks, max(batch.running.last if batch.running else MIN_WATERMARK, marks[-1])
 
 
 class Room:

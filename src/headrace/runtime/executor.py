@@ -210,7 +210,7 @@ class Chain:
         """Return what the edges have gathered, as appends."""
         appends: list[Append] = []
         for name, edge in self._edges.items():
-            for append in edge.pack(topic, self._progress(name, self._time, at_rest, end)):
+            for append in edge.pack(topic, self._progress(name, self._time.marks, at_rest, end)):
                 self.tally.records_out[edge.topic] += len(append[1])
                 self.tally.sent[name] += len(append[1])
                 appends.append(append)
@@ -224,8 +224,8 @@ class Chain:
             end: The bound up to which it is finished, or -1.
             ahead: Where the clock has the sources, if that closes nothing here.
         """
-        time = self._time if ahead is None else self._time.ahead(ahead)
-        progress = {name: self._progress(name, time, at_rest, end) for name in self._edges}
+        marks = self._time.marks if ahead is None else self._time.ahead(ahead)
+        progress = {name: self._progress(name, marks, at_rest, end) for name in self._edges}
         return [append for name, edge in self._edges.items() for append in edge.report(progress[name])]
 
     def times(self) -> dict[str, int]:
@@ -262,9 +262,8 @@ class Chain:
         """
         self._failures.fail(Failure(step, final_policy(policy), error, offset), self._watermark)
 
-    def _progress(self, name: str, time: ChainTime | Mapping[str, Mark], at_rest: bool, end: int) -> Progress:
-        inputs = [port.node for port in self._nodes[name].inputs]
-        mark = time.at(inputs) if isinstance(time, ChainTime) else meet(time[above] for above in inputs)
+    def _progress(self, name: str, marks: Mapping[str, Mark], at_rest: bool, end: int) -> Progress:
+        mark = meet(marks[port.node] for port in self._nodes[name].inputs)
         return Progress(mark.watermark, at_rest or mark.idle, end)
 
     @property

@@ -57,6 +57,8 @@ class ChainTime:
         """Steps that were not told anything yet."""
         self._holds: dict[str, dict[str, int]] = {name: {name: 0} for name in self._marks}
         """How far what leaves a step is behind each source above it."""
+        self._held: dict[str, dict[str, int]] = {}
+        """The same of what a step gets."""
 
     def add(self, name: str, inputs: Sequence[str], operator: Operator) -> None:
         """Add a step behind those that it reads."""
@@ -66,7 +68,12 @@ class ChainTime:
         self._unaware.add(name)
         self._marks[name] = Mark(MIN_WATERMARK, False)
         own = TIMESTAMP_LIMIT - operator.output_watermark(TIMESTAMP_LIMIT)
-        self._holds[name] = {source: hold + own for source, hold in self._held(name).items()}
+        held: dict[str, int] = {}
+        for above in inputs:
+            for source, hold in self._holds[above].items():
+                held[source] = max(hold, held.get(source, 0))
+        self._held[name] = held
+        self._holds[name] = {source: hold + own for source, hold in held.items()}
 
     def hold(self, name: str) -> int:
         """Return how far what leaves a source or step is behind the sources above it, at most."""
@@ -74,7 +81,7 @@ class ChainTime:
 
     def held(self, name: str) -> int:
         """Return how far what a step gets is behind the sources above it, at most."""
-        return max(self._held(name).values())
+        return max(self._held[name].values())
 
     def sources_of(self, name: str) -> list[str]:
         """Return the sources above a step."""
@@ -94,6 +101,11 @@ class ChainTime:
             return None
         self._unaware.discard(name)
         return reached
+
+    @property
+    def marks(self) -> Mapping[str, Mark]:
+        """Return what leaves each source and step."""
+        return self._marks
 
     def at(self, inputs: Iterable[str]) -> Mark:
         """Return the time of what comes together from several sources and steps."""
@@ -123,13 +135,13 @@ class ChainTime:
 
         It is beyond all times if nothing is open.
         """
-        marks = [(operator.next_close(), self._held(name).get(source)) for name, operator in self._operators.items()]
+        marks = [(operator.next_close(), self._held[name].get(source)) for name, operator in self._operators.items()]
         found = [closes + hold for closes, hold in marks if closes is not None and hold is not None]
         return min(found, default=TIMESTAMP_LIMIT)
 
     def seen_by(self, name: str, running: RunningWatermark, source: str) -> RunningWatermark:
         """Return the time of ``source`` as it moves through a batch as the time that a step sees."""
-        holds = self._held(name)
+        holds = self._held[name]
         whole = running.whole if isinstance(running, Seen) else running
         waited_for = [other for other in holds if other != source and not self._marks[other].idle]
         others = [self._marks[other].watermark - holds[other] for other in waited_for]
@@ -145,13 +157,6 @@ class ChainTime:
     def restore(self, kept: Mapping[str, int]) -> None:
         """Take what a checkpoint kept; every step is still to be told."""
         self._reached.update({name: reached for name, reached in kept.items() if name in self._reached})
-
-    def _held(self, name: str) -> dict[str, int]:
-        held: dict[str, int] = {}
-        for above in self._inputs[name]:
-            for source, hold in self._holds[above].items():
-                held[source] = max(hold, held.get(source, 0))
-        return held
 
 
 class Seen:
