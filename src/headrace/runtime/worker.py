@@ -21,11 +21,12 @@ from headrace.runtime.bounds import Bounds, is_finished, metadata
 from headrace.runtime.checkpointing import Pending, Saved, begin, complete
 from headrace.runtime.edges import Append
 from headrace.runtime.lifecycle import Phase
+from headrace.runtime.opening import open_task
 from headrace.runtime.parts import Blame, Parts
-from headrace.runtime.recovery import Restored, check_positions, restore, snapshot_directory
+from headrace.runtime.recovery import Restored, restore, snapshot_directory
 from headrace.runtime.reporting import Reporter, Totals
+from headrace.runtime.sending import send
 from headrace.runtime.slot import Slot
-from headrace.runtime.task import Task
 from headrace.topology.plan import TaskId
 
 _log = logging.getLogger("headrace")
@@ -39,7 +40,7 @@ _IDLE_MS = 10
 _PARKED_MS = 1
 """The same while a task waits for calls, which may end at any time."""
 _RETRY_MS = 500
-"""How long to wait before a log that refused an append is asked again, and before a job that failed begins anew."""
+"""How long to wait before a job that failed begins anew."""
 _LONGEST_RETRY_MS = 30_000
 """What that grows to for jobs that fail again and again."""
 
@@ -299,28 +300,17 @@ class Worker:
         if self._draining:
             self._release(slot)
             return
-        starts = {p: parts.log.start_offset(p) for p in slot.sub.reads(slot.id.partition)}
         cache_bytes = parts.settings.cache_bytes // max(1, len(self._tasks) // parts.settings.workers)
-        store = parts.stores.open(restored.directory)
-        try:
-            task = Task(
-                parts.plan, slot.sub, slot.id, store,
-                partitions=parts.partitions, cache_bytes=cache_bytes, starts=starts, caller=parts.calls,
-            )  # fmt: skip
-            check_positions(task, parts.log, self._internal)
-        except BaseException:
-            store.close()
-            raise
-        slot.manifest = restored.manifest
-        slot.open(parts.log, task, store)
+        open_task(parts, slot, restored, cache_bytes=cache_bytes)
+        assert slot.task is not None
         slot.checkpointed_ms = slot.saved_ms = parts.clock.monotonic_ms()
-        slot.saved_end = task.finished
+        slot.saved_end = slot.task.finished
         slot.move(Phase.RUNNING)
         slot.metrics.restored((parts.clock.monotonic_ms() - slot.job_started_ms) / 1000)
         if restored.manifest.positions:
             # The last owner may have died between its manifest and its commit.
-            note = metadata(task.finished)
-            positions = {p: Committed(position, note) for p, position in task.owned.items()}
+            note = metadata(slot.task.finished)
+            positions = {p: Committed(position, note) for p, position in slot.task.owned.items()}
             self.membership.commit(slot.lease, positions)
         self._settle(slot)
 
@@ -424,26 +414,7 @@ class Worker:
             slot.batch_records = 0
 
     def _send(self, slot: Slot, appends: list[Append]) -> None:
-        """Append what a task wants appended, in order; what the log refuses is tried again later."""
-        now = self._parts.clock.monotonic_ms()
-        slot.unsent.extend(appends)
-        if now < slot.retry_ms:
-            return
-        while slot.unsent:
-            try:
-                self._parts.log.append(*slot.unsent[0])
-            except RetriableError as error:
-                if slot.retry_ms == 0:
-                    _log.warning("task %s waits: %s", slot.id, error)
-                else:
-                    slot.metrics.blocked((now - slot.retry_ms + _RETRY_MS) / 1000)
-                slot.retry_ms = now + _RETRY_MS
-                return
-            slot.unsent.popleft()
-        if slot.retry_ms:
-            _log.warning("task %s goes on: the log takes its outputs again", slot.id)
-            slot.metrics.blocked((now - slot.retry_ms + _RETRY_MS) / 1000)
-            slot.retry_ms = 0
+        send(slot, appends, self._parts.log, self._parts.clock.monotonic_ms())
 
     def _tick(self) -> None:
         now_ms, monotonic = self._parts.clock.now_ms(), self._parts.clock.monotonic_ms()

@@ -1,0 +1,35 @@
+"""Makes a task of what a restore brought, and begins to read where it left off."""
+
+from __future__ import annotations
+
+from headrace.runtime.parts import Parts
+from headrace.runtime.recovery import Restored, check_positions
+from headrace.runtime.slot import Slot
+from headrace.runtime.task import Task
+
+
+def open_task(parts: Parts, slot: Slot, restored: Restored, *, cache_bytes: int) -> None:
+    """Open the store, make the task on it, check that the log has what it will read, and give it to its slot.
+
+    Args:
+        parts: What the worker works with.
+        slot: Of a task that is being restored.
+        restored: What the restore brought.
+        cache_bytes: Memory for the task's write-behind caches.
+
+    Raises:
+        HeadraceError: the task cannot go on from this checkpoint; the store is closed again.
+    """
+    starts = {p: parts.log.start_offset(p) for p in slot.sub.reads(slot.id.partition)}
+    store = parts.stores.open(restored.directory)
+    try:
+        task = Task(
+            parts.plan, slot.sub, slot.id, store,
+            partitions=parts.partitions, cache_bytes=cache_bytes, starts=starts, caller=parts.calls,
+        )  # fmt: skip
+        check_positions(task, parts.log, frozenset(parts.plan.internal_topics()))
+    except BaseException:
+        store.close()
+        raise
+    slot.manifest = restored.manifest
+    slot.open(parts.log, task, store)
