@@ -13,7 +13,7 @@ from headrace.errors import InvalidError, NotFoundError
 from headrace.log.api import Committed, Group, Lease, Reader, TopicConfig, TopicInfo
 from headrace.log.groups import GroupState, check_lease
 from headrace.log.membership import StoredGroup
-from headrace.log.names import check_new_topic, check_same_partitions, no_such_partition, no_such_topic
+from headrace.log.names import check_growth, check_new_topic, check_same_partitions, no_such_partition, no_such_topic
 from headrace.log.slices import BatchPieces
 from headrace.record import JoinedBytes, Origin, RecordBatch, TopicPartition
 
@@ -64,6 +64,18 @@ class MemoryLog:
                 return check_same_partitions(self._topics[name][0], partitions)
             topic = TopicInfo(name, partitions, config or TopicConfig())
             self._topics[name] = topic, [_Partition(topic, number) for number in range(partitions)]
+            return topic
+
+    def grow_topic(self, name: str, partitions: int) -> TopicInfo:
+        """Give a topic more partitions, which are empty."""
+        with self._lock:
+            if name not in self._topics:
+                raise no_such_topic(name)
+            before, stored = self._topics[name]
+            check_growth(before, partitions)
+            topic = replace(before, partitions=partitions)
+            added = [_Partition(topic, number) for number in range(before.partitions, partitions)]
+            self._topics[name] = topic, [*stored, *added]
             return topic
 
     def delete_topic(self, name: str) -> None:

@@ -64,6 +64,10 @@ class EmbeddedLog:
         """Create a topic, or return it if it exists with that many partitions."""
         return self._topics.create(name, partitions, config or TopicConfig())
 
+    def grow_topic(self, name: str, partitions: int) -> TopicInfo:
+        """Give a topic more partitions, which are empty."""
+        return self._topics.grow(name, partitions)
+
     def delete_topic(self, name: str) -> None:
         """Delete a topic and its records."""
         self._topics.delete(name)

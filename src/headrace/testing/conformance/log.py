@@ -75,6 +75,30 @@ class TopicContract(LogFixtures):
         with pytest.raises(InvalidError):
             log.create_topic("none", partitions)
 
+    def test_a_topic_grows(self, log: Log, other: Log) -> None:
+        """It keeps its records and its configuration, and everybody sees the new partitions, which are empty."""
+        log.create_topic("growing", 2, TopicConfig(retention_ms=5000))
+        first, third = TopicPartition("growing", 0), TopicPartition("growing", 2)
+        log.append(first, make_batch([b"x"]))
+        reader = log.reader(first, 0)
+        grown = other.grow_topic("growing", 4)
+        assert (grown.partitions, grown.config.retention_ms) == (4, 5000)
+        assert log.topics()["growing"] == grown
+        assert (log.start_offset(third), log.end_offset(third)) == (0, 0)
+        assert log.append(third, make_batch([b"z"])) == 0
+        log.append(first, make_batch([b"y"]))
+        assert values_of(read_all(other.reader(third, 0))) == [b"z"]
+        assert values_of(read_all(reader)) == [b"x", b"y"]
+        reader.close()
+
+    def test_a_topic_does_not_shrink(self, log: Log) -> None:
+        """Fewer partitions are refused, as many are nothing new, and there must be a topic."""
+        with pytest.raises(InvalidError, match="cannot shrink to 1"):
+            log.grow_topic("payments", 1)
+        assert log.grow_topic("payments", 2) == log.topics()["payments"]
+        with pytest.raises(NotFoundError):
+            log.grow_topic("nothing", 2)
+
     def test_a_deleted_topic_is_gone(self, log: Log, other: Log) -> None:
         """Deleting removes the topic for everybody."""
         log.append(PART, make_batch([b"x"]))
