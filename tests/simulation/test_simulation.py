@@ -168,10 +168,9 @@ def test_known_limit_power_lost_between_two_repartitions() -> None:
     assert "repeats are the same" in found
 
 
-def test_outbox_and_standby_copies() -> None:
+def test_exactly_once_by_the_outbox() -> None:
     for name in ("processing", "interval-join"):
-        settings = {"guarantee": "exactly-once", "standby_copies": 1}
-        simulator = simulator_of(BY_NAME[name], Simulation(settings=settings))
+        simulator = simulator_of(BY_NAME[name], Simulation(settings={"guarantee": "exactly-once"}))
         for seed in range(3):
             result = simulator.run(seed)
             assert result.ok, f"{name}, seed {seed}: {result.violations[0]}"

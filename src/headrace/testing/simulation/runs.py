@@ -64,8 +64,6 @@ def course_of(draws: Draws, simulation: Simulation, scenario: Scenario) -> Cours
         "drain_timeout_ms": 25_000,
         "cache_bytes": draws.one("cache", (0, 2000, 10**6)),
         "batch_records": draws.one("batch", (1, 3, 16, 4096)),
-        "standby_copies": draws.one("copies", (0, 0, 0, 1, 2)),
-        "handoff_timeout_ms": draws.one("handoff", (0, 1000, 10_000)),
         **simulation.settings,
     }
     input_ms = int(min(8000, scenario.idle_after_ms * 0.4) * (0.2 + 0.8 * draws.unit("input")))

@@ -322,7 +322,6 @@ class World:
             settings=settings,
             partitions=self.scenario.partitions,
             calls=cast("AsyncCalls | None", calls),
-            copies=life.jobs if settings.standby_copies else None,
         )
 
     def settings_of(self, life: Life) -> Settings:
