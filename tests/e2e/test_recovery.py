@@ -8,6 +8,7 @@ import re
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -59,10 +60,16 @@ def metric(port: int, name: str) -> float:
     return sum(float(line.rpartition(" ")[2]) for line in shown if line.startswith(f"headrace_{name}{{"))
 
 
+def has_committed(site: Site, count: int) -> bool:
+    return committed(site, "counting") == count
+
+
 def killed_half_way(site: Site, start: Start, name: str) -> None:
-    put(site, ALL[:HALF], 2)
     running = start(name)
-    wait_for(lambda: committed(site, "counting") == HALF)
+    for part in (ALL[: HALF // 2], ALL[HALF // 2 : HALF]):  # in two checkpoints at least
+        expected = committed(site, "counting") + len(part)
+        put(site, part, 2)
+        wait_for(partial(has_committed, site, expected))
     os.killpg(running.process.pid, signal.SIGKILL)
     running.end()
     put(site, ALL[HALF:], 2)

@@ -98,6 +98,38 @@ def test_a_flush_that_fails_is_made_up_for_by_the_next(
     assert end.synced == end.position
 
 
+def test_what_another_appended_is_forced_before_somebody_relies_on_it(log: EmbeddedLog, directory: Path) -> None:
+    reader = open_log(directory)
+    forced: list[str] = []
+
+    def remember(count: int, name: str, call: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+        if name == "fsync":
+            forced.append(os.readlink(f"/proc/self/fd/{arguments[0]}"))
+        return call(*arguments)
+
+    for value in (b"a" * 300, b"b" * 300, b"c" * 300):
+        log.append(PART, make_batch([value]))
+    segments = [str(path) for path in files(directory)]
+    assert len(segments) > 1, "the segments must be small"
+    with faults(remember):
+        reader.flush_before({PART: 3})
+        assert set(segments) <= set(forced)
+        forced.clear()
+        reader.flush_before({PART: 3})
+        assert forced == []
+        log.append(PART, make_batch([b"d"]))
+        reader.flush_before({PART: 4})
+        assert forced[0] == str(files(directory)[-1])
+    log.delete_topic(TOPIC)
+    log.create_topic(TOPIC, 1)
+    log.append(PART, make_batch([b"e"]))
+    forced.clear()
+    with faults(remember):
+        reader.flush_before({PART: 1})
+    assert str(files(directory)[-1]) in forced, "the offsets of a topic that is gone say nothing"
+    reader.close()
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     disk = tmp_path / "disk"

@@ -246,6 +246,18 @@ class Log(Protocol):
         """Return once every batch appended here is acknowledged and as durable as the log's policy says."""
         ...
 
+    def flush_before(self, offsets: Mapping[TopicPartition, int]) -> None:
+        """Return once every record before these offsets, whoever appended it, is as durable as the policy says.
+
+        Whoever keeps what follows from records, and where it goes on reading, calls this first: records that a reader
+        has seen may otherwise be lost with the power, and others take their offsets.
+
+        Raises:
+            NotFoundError: no such topic or partition.
+            RetriableError: the disk refuses.
+        """
+        ...
+
     def reader(self, partition: TopicPartition, offset: int) -> Reader:
         """Read ``partition`` from ``offset`` on.
 

@@ -2,7 +2,7 @@
 
 1. Between two steps, on the task's own thread: ``begin`` writes state, positions and sequences to the store as one,
    and takes a snapshot of it.
-2. In a job: every output of the steps before is made durable in the log,
+2. In a job: every output of the steps before is made durable in the log, and every input that it counts,
 3. the snapshot is uploaded, and its manifest written: *that* commits the checkpoint,
    What waited for that in the outbox may leave from here on,
 4. the positions are committed to the group, for lag and for tools,
@@ -95,6 +95,7 @@ def complete(
     """
     try:
         log.flush()
+        log.flush_before(pending.positions)
         positions = {str(partition): position for partition, position in pending.positions.items()}
         info = {"finished": pending.finished, "log": log.identity, "shape": pending.shape}
         manifest = checkpoints.save(previous, pending.snapshot, positions, info, now_ms)

@@ -84,6 +84,19 @@ class TopicDirectory:
         """Return where a partition lives."""
         return Place(name, partition, self._topics / name / str(partition))
 
+    def incarnation(self, name: str) -> tuple[int, int]:
+        """Return what is different for a topic that was deleted and made again; growing it changes this as well.
+
+        Raises:
+            NotFoundError: there is none of that name.
+        """
+        with storage(f"topic {name}", self._root):
+            try:
+                found = os.stat(self._topics / name / "topic.json")
+            except FileNotFoundError:
+                raise no_such_topic(name) from None
+        return found.st_ino, found.st_mtime_ns
+
     def create(self, name: str, partitions: int, config: TopicConfig) -> TopicInfo:
         """Create a topic, whole or not at all, or return the one that exists."""
         check_new_topic(name, partitions)
