@@ -87,3 +87,13 @@ topology = Topology("fire-and-resolve")
     .process(Alerts)
     .to("alerts")
 )
+
+
+def simulation_input(random: Any) -> dict[str, list[Request]]:
+    """Return requests for ``headrace simulate``: of two services, the second one fails every now and then."""
+    requests = []
+    for second in range(100):
+        service = random.choice(("shop", "search"))
+        bad = service == "search" and random.random() < 0.2
+        requests.append(Request(service, 503 if bad else 200, second * 1000 + random.randrange(5000)))
+    return {"requests": requests}

@@ -9,7 +9,7 @@ sends it again once the cause is gone.
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import msgspec
 
@@ -84,3 +84,14 @@ def processing(gateway: Gateway) -> Topology:
 
 
 topology = processing(StubGateway())
+
+
+def simulation_input(random: Any) -> dict[str, list[PaymentRequest]]:
+    """Return requests for ``headrace simulate``: some come twice, and some cannot be charged."""
+    requests: list[PaymentRequest] = []
+    for number in range(80):
+        cents = 0 if random.random() < 0.1 else random.randrange(100, 10_000)
+        currency = random.choice(("CHF", "EUR", "EUR", "XXX"))
+        request = PaymentRequest(f"p{number}", f"account-{random.randrange(8)}", cents, currency, number * 500)
+        requests += [request] * random.choice((1, 1, 1, 2))
+    return {"payment-requests": requests}

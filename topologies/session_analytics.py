@@ -17,7 +17,7 @@ robots, images, redirects and errors do not. Three questions are answered of the
 
 import re
 from collections.abc import Iterator
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from hashlib import blake2b
 from typing import Any
 
@@ -141,3 +141,17 @@ by_visitor = seen.key_by("visitor", name="visitor")
     .aggregate(times=agg.count())
     .to("funnel", value=Json())
 )
+
+
+def simulation_input(random: Any) -> dict[str, list[Request]]:
+    """Return a log for ``headrace simulate``: a few visitors, a robot among them, come to buy or only to look."""
+    start = datetime(2026, 3, 1, tzinfo=UTC)
+    places = dict.fromkeys(("Firefox", "Chrome", "Safari", "Googlebot"), 0)
+    requests = []
+    for minute in range(0, 200, 2):
+        agent = random.choice(list(places))
+        uri = ("/", "/product/7", "/cart", "/checkout", "/thanks")[places[agent]]
+        places[agent] = 0 if random.random() < 0.2 else (places[agent] + 1) % 5
+        time = start + timedelta(minutes=minute, seconds=random.randrange(20))
+        requests.append(Request(time, "192.0.2.1", agent, "GET", "shop.example", uri, random.choice((200, 200, 404))))
+    return {"access-log": requests}

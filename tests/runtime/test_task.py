@@ -82,7 +82,7 @@ CHANGES = [
 def test_a_changed_shape_is_refused_on_restore(changed: Topology, message: str) -> None:
     store = MemoryStore()
     task_of(simple(), store).flush()
-    with pytest.raises(TopologyError, match=f"step 'in-tumbling-10000ms' of task in-0 .*{message}.* --allow-reset"):
+    with pytest.raises(TopologyError, match=f"step 'in-tumbling-10000ms' of task in-0 .*{message}.*--allow-reset"):
         task_of(changed, store)
 
 

@@ -136,6 +136,24 @@ def test_a_checkpoint_is_tried_again_while_draining(place: Place, caplog: pytest
     assert committed(place) == 95
 
 
+def test_the_last_checkpoint_does_not_wait_as_long_as_those_before_it_that_failed(place: Place) -> None:
+    worker = place.worker()
+    place.put(0, rows(0, 95))
+    place.run(worker, until=lambda: worker.totals.records_in["in"] == 95)
+    store = place.folder / "checkpoints"
+    store.rename(place.folder / "hidden")
+    store.write_text("a file stands here")
+    place.put(0, rows(95, 100))
+    place.run(worker, until=lambda: max(slot.failures for slot in worker.slots()) > 5)
+    store.unlink()
+    (place.folder / "hidden").rename(store)
+    worker.drain()
+    begun_ms = place.clock.ms
+    place.run(worker, until=lambda: worker.done)
+    assert place.clock.ms - begun_ms < 2_000
+    assert committed(place) == 100
+
+
 def test_what_waits_for_a_restore_is_released_at_once(place: Place) -> None:
     first = place.worker("a")
     first.turn()

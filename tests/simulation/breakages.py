@@ -247,6 +247,42 @@ def nothing_retried(patch: Patch) -> None:
     everywhere(patch, original, send)
 
 
+def inputs_not_durable(patch: Patch) -> None:
+    """A checkpoint counts records that the log may lose with the power."""
+    from headrace.testing.simulation.logs import WorkerLog
+
+    patch.setattr(WorkerLog, "flush_before", lambda self, offsets: None)
+
+
+def no_way_back(patch: Patch) -> None:
+    """Whoever finds that files of a checkpoint are damaged does not look for another one."""
+    patch.setattr(Checkpoints, "fall_back", lambda self, *arguments, **more: None)
+
+
+def back_without_state(patch: Patch) -> None:
+    """Who goes back to an older checkpoint keeps the positions of the newer one."""
+    original = decide.fallback
+
+    def fallback(current: Manifest, *rest: Any) -> Any:
+        found = original(current, *rest)
+        return dataclasses.replace(found, positions=current.positions) if isinstance(found, Manifest) else found
+
+    patch.setattr(decide, "fallback", fallback)
+
+
+def files_lost_by_a_claim(patch: Patch) -> None:
+    """The store drops a file of a checkpoint that was claimed just now, and tells nobody."""
+    original = Checkpoints.claim
+
+    def claim(self: Checkpoints, *arguments: Any) -> Manifest:
+        claimed = original(self, *arguments)
+        if claimed.files:
+            del self._objects._shared.rows[claimed.files[-1].object]  # type: ignore[attr-defined]
+        return claimed
+
+    patch.setattr(Checkpoints, "claim", claim)
+
+
 _POWER = Faults(power=3, crashes=1)
 
 BREAKAGES: dict[str, Breakage] = {
@@ -270,10 +306,20 @@ BREAKAGES: dict[str, Breakage] = {
         orphans_still_needed, "sessions", frozenset({"checkpoints are whole"})
     ),
     "the clock closes without a checkpoint": Breakage(
-        closed_without_checkpoint, "impatient", frozenset({"repeats are the same"}), Faults(crashes=2), tardy=1.0,
+        closed_without_checkpoint,
+        "impatient",
+        frozenset({"repeats are the same"}),
+        Faults(crashes=2),
+        tardy=1.0,
         settings={"checkpoint_interval_ms": 30_000},
     ),
     "a manifest vanishes": Breakage(jobs_after_drop, "stateless", frozenset({"checkpoints stay"})),
     "an upload is forgotten": Breakage(upload_forgotten, "sessions", frozenset()),
+    "inputs are not made durable": Breakage(inputs_not_durable, "windows", frozenset(), Faults(power=3), tardy=0.0),
+    "a claim loses files": Breakage(
+        files_lost_by_a_claim, "sessions", frozenset({"restores find their files"}), Faults(rot=4, crashes=3)
+    ),
+    "there is no way back": Breakage(no_way_back, "windows", frozenset({"no worker stops"}), Faults(rot=8)),
+    "who goes back takes positions along": Breakage(back_without_state, "windows", frozenset(), Faults(rot=8)),
     "refused outputs are dropped": Breakage(nothing_retried, "stateless", frozenset(), Faults(log=3)),
 }

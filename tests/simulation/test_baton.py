@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 
-from headrace.testing.simulation.baton import Baton, Crashed
+from headrace.testing.simulation.baton import Baton, Crashed, HangsError
 from headrace.testing.simulation.draws import Draws
 
 
@@ -76,3 +78,20 @@ def test_draws_depend_on_their_names_alone() -> None:
     assert Draws(8).unit("a/3") != numbers[3]
     assert {draws.whole(f"b/{n}", 1, 3) for n in range(100)} == {1, 2, 3}
     assert {draws.one(f"c/{n}", "xyz") for n in range(100)} == {"x", "y", "z"}
+
+
+def test_what_hangs_is_told_with_the_stacks_of_all_threads() -> None:
+    baton, gate = Baton(hangs_after_s=0.1), threading.Event()
+
+    def waits() -> None:
+        baton.pause(1000)
+
+    def hangs() -> None:
+        gate.wait()
+
+    baton.after(0, waits)
+    baton.after(10, hangs)
+    with pytest.raises(HangsError, match=r"(?s)waits:.*, in waits\n.*has the baton:.*, in hangs\n"):
+        baton.run(lambda: False)
+    baton.close()
+    gate.set()

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from headrace import Context, Topology, ValueState, agg, session, tumbling
-from headrace.testing import Event, SimulationResult
+from headrace.testing import Event, Simulation, SimulationResult, Simulator
 
 Row = dict[str, Any]
 Inputs = Mapping[str, list[Any]]
@@ -19,6 +19,17 @@ class Case(NamedTuple):
     make: Callable[[], Topology]
     inputs: Callable[[random.Random], Inputs]
     check: Callable[[Inputs, SimulationResult], None]
+
+
+def simulator_of(case: Case, simulation: Simulation | None = None) -> Simulator:
+    """Return what runs a case and asks its oracle."""
+    made: dict[str, Inputs] = {}
+
+    def inputs(rng: random.Random) -> Inputs:
+        made["inputs"] = case.inputs(rng)
+        return made["inputs"]
+
+    return Simulator(case.make, inputs, simulation=simulation, check=lambda result: case.check(made["inputs"], result))
 
 
 def events(rng: random.Random, count: int, keys: int, step_ms: int = 300, disorder_ms: int = 1_500) -> list[Row]:

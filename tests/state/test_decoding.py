@@ -47,8 +47,9 @@ def test_more_or_fewer_values_than_rows_are_damage() -> None:
 
 
 def test_a_key_without_its_time_is_named() -> None:
-    with pytest.raises(CorruptError, match=r"task in-0, notes cannot be read: a key of 2 bytes"), reading_keys(
-        lambda: "task in-0, notes"
+    with (
+        pytest.raises(CorruptError, match=r"task in-0, notes cannot be read: a key of 2 bytes"),
+        reading_keys(lambda: "task in-0, notes"),
     ):
         decode_time(b"ab")
 

@@ -12,6 +12,7 @@ from headrace.clock import Clock
 from headrace.log.api import Group, Log
 from headrace.metrics import Metrics
 from headrace.runtime.calls import AsyncCalls
+from headrace.runtime.locks import TakeLock, take_lock
 from headrace.settings import Settings
 from headrace.state.api import StoreFactory
 from headrace.topology.plan import Plan
@@ -49,3 +50,5 @@ class Parts:
     """Runs restores, so that they do not hold up the checkpoints in ``jobs``; None runs them there too."""
     copies: Executor | None = None
     """One thread that copies the state of tasks which may come; None if this worker makes no copies."""
+    lock: TakeLock = take_lock
+    """Takes the locks that show who of the workers on this machine lives."""

@@ -7,9 +7,7 @@ missing. It belongs to this process, holds files of one checkpoint, and goes whe
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import logging
-import os
 import shutil
 from collections.abc import Callable, Collection
 from concurrent.futures import Future
@@ -22,6 +20,7 @@ from headrace.checkpoint.checkpoints import Checkpoints
 from headrace.checkpoint.manifest import FileRef, Manifest
 from headrace.errors import HeadraceError
 from headrace.log.api import Membership
+from headrace.runtime.locks import TakeLock, take_lock
 from headrace.runtime.parts import Parts
 
 _log = logging.getLogger("headrace")
@@ -63,7 +62,7 @@ class Copies:
         self._parts = parts
         self._home = home
         group = parts.settings.group or parts.plan.graph.name
-        self._place = Place(Path(parts.settings.state_dir) / group / "standby", member_id)
+        self._place = Place(Path(parts.settings.state_dir) / group / "standby", member_id, parts.lock)
         self._copies: dict[str, Copy] = {}
         self._coming: frozenset[str] = frozenset()
 
@@ -209,54 +208,41 @@ class Place:
     Args:
         root: The directory of all workers' copies on this machine.
         member_id: Of the worker.
+        take: Takes locks.
     """
 
-    def __init__(self, root: Path, member_id: str) -> None:
+    def __init__(self, root: Path, member_id: str, take: TakeLock = take_lock) -> None:
         self.directory = root / member_id
         self._lock = root / f"{member_id}.lock"
-        self._fd = -1
+        self._take = take
+        self._release: Callable[[], None] | None = None
 
     def make(self, directory: Path) -> None:
         """Make a directory in this one; the first time, delete what workers that died left beside it."""
-        if self._fd < 0:
+        if self._release is None:
             self._lock.parent.mkdir(parents=True, exist_ok=True)
-            while (fd := _locked(self._lock)) is None:
+            while (release := self._take(self._lock, wait=True)) is None:
                 pass
-            self._fd = fd
+            self._release = release
             self._sweep()
         directory.mkdir(parents=True, exist_ok=True)
 
     def close(self) -> None:
         """Delete it."""
         shutil.rmtree(self.directory, ignore_errors=True)
-        if self._fd >= 0:
+        if self._release is not None:
             with suppress(OSError):
                 self._lock.unlink()
-            os.close(self._fd)
-            self._fd = -1
+            self._release()
+            self._release = None
 
     def _sweep(self) -> None:
         for left in sorted(self._lock.parent.iterdir()):
             if left == self.directory or not left.is_dir():
                 continue
             lock = left.with_name(left.name + ".lock")
-            fd = _locked(lock, wait=False)
-            if fd is not None:
+            release = self._take(lock, wait=False)
+            if release is not None:
                 shutil.rmtree(left, ignore_errors=True)
                 lock.unlink(missing_ok=True)
-                os.close(fd)
-
-
-def _locked(path: Path, *, wait: bool = True) -> int | None:
-    """Return a descriptor that holds the lock on ``path``; None if another has it, or had it and deleted the file."""
-    fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if os.fstat(fd).st_ino == os.stat(path).st_ino:
-            return fd
-    except BlockingIOError:
-        pass
-    except FileNotFoundError:
-        pass
-    os.close(fd)
-    return None
+                release()

@@ -230,6 +230,7 @@ class Worker:
         if slot.phase is Phase.RUNNING:
             slot.move(Phase.LEAVING)
             slot.leaving_ms = self._parts.clock.monotonic_ms()
+            slot.failures = slot.job_retry_ms = 0  # its last checkpoint must not wait for longer than a drain may take
         elif slot.phase is Phase.RESTORING:
             self._release(slot)
 

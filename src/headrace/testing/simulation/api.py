@@ -221,9 +221,25 @@ def explain(failed: SimulationResult, shrunk: Shrunk, again: str) -> str:
     return (
         f"seed {failed.seed} violates {violation}\n\n"
         f"The fewest faults with which it happens ({len(failed.faults)} struck at first), with "
-        f"{shrunk.attempt.records} records per topic and at most {shrunk.attempt.workers} workers:\n{faults}\n"
+        f"{shrunk.attempt.records} records per topic and at most {shrunk.attempt.workers} workers:\n{faults}"
+        f"{_hint(shrunk)}\n"
         f"The last of {len(shrunk.result.trace)} lines of its trace:\n{tail}\n"
         f"To see it again:\n  {again}"
+    )
+
+
+def _hint(shrunk: Shrunk) -> str:
+    """Say what to look for in the topology's own functions, where they are the likeliest cause."""
+    if shrunk.result.violations[0].check == "no worker stops":
+        return ""
+    if not shrunk.result.faults:
+        return (
+            "Nothing had to go wrong: the same records gave other results. Look in the topology's functions for "
+            "chance, the clock, and variables that live outside state.\n"
+        )
+    return (
+        "If the topology's functions use chance, the clock, or variables that live outside state, look there first: a "
+        "replay calls them again.\n"
     )
 
 

@@ -8,9 +8,18 @@ over, while another one goes on with the heap. Nothing depends on how the machin
 from __future__ import annotations
 
 import heapq
+import sys
 import threading
+import traceback
 from collections.abc import Callable
 from typing import Any
+
+HANGS_AFTER_S = 30.0
+"""Real seconds for which one thread may have the baton; a run in which it has it for twice as long hangs."""
+
+
+class HangsError(Exception):
+    """Something in a simulated run does not come to its end."""
 
 
 class Crashed(BaseException):  # no error: it ends a process that has crashed, and nobody may catch it
@@ -60,11 +69,16 @@ class _Entry:
 class Baton:
     """Runs actions in the order of virtual time."""
 
-    def __init__(self) -> None:
+    def __init__(self, hangs_after_s: float = HANGS_AFTER_S) -> None:
+        self._hangs_after_s = hangs_after_s
         self.now = 0
         """Virtual milliseconds since the start."""
         self.closed = False
         self.steps = 0
+        """How many actions were begun or went on."""
+        self.pauses = 0
+        self.hangs = False
+        """Set when a thread does not give the baton back: it cannot be ended, and is left behind."""
         self._heap: list[tuple[int, float, int, _Entry]] = []
         self._serial = 0
         self._free: list[_Runner] = []
@@ -103,6 +117,7 @@ class Baton:
         Raises:
             Crashed: the owner of the action has crashed meanwhile.
         """
+        self.pauses += 1
         due = (self.now + delay_ms, tie)
         while self._heap and self._heap[0][:2] <= due and (self._heap[0][3].inline or self._heap[0][3].cancelled):
             time, _, _, entry = heapq.heappop(self._heap)
@@ -147,12 +162,38 @@ class Baton:
         if until():
             return
         self._pass_on()
-        self._main.acquire()
+        self._wait()
         if self._failure is not None:
             raise self._failure
 
+    def _wait(self) -> None:
+        """Wait until the baton comes back, and look now and then whether it still goes from hand to hand."""
+        seen = (-1, -1)
+        while not self._main.acquire(timeout=self._hangs_after_s):
+            before, seen = seen, (self.steps, self.pauses)
+            if before == seen:
+                self.hangs = True
+                raise HangsError(
+                    f"a thread of the simulation has been at one thing for {self._hangs_after_s:g} s; the virtual time "
+                    f"is {self.now} ms:\n{self._stacks()}"
+                )
+
+    def _stacks(self) -> str:
+        """Return where every thread of the simulation is."""
+        frames = sys._current_frames()
+        told = []
+        for number, runner in enumerate(self._runners):
+            frame = frames.get(runner.thread.ident or 0)
+            if frame is not None:
+                busy = "has the baton" if runner is self._current else "waits"
+                told.append(f"thread {number} {busy}:\n{''.join(traceback.format_stack(frame, limit=-20))}")
+        return "\n".join(told)
+
     def close(self) -> None:
         """Unwind what pauses, and end the threads."""
+        if self.hangs:
+            self.closed = True
+            return
         for paused in list(self._paused):
             if paused in self._paused:
                 self.kill(paused.owner)
@@ -165,9 +206,10 @@ class Baton:
     def serve(self, runner: _Runner) -> None:
         """Run what is due until the baton goes to another thread."""
         self._current = runner
-        while True:
+        while not self.closed:
             if self._failure is not None or self._until():
-                return self._give_back(runner)
+                self._give_back(runner)
+                return
             if not self._heap:
                 self._failure = RuntimeError("nothing is left to happen")
                 continue
@@ -179,14 +221,14 @@ class Baton:
             if entry.pause is not None:
                 self._free.append(runner)
                 entry.pause.runner.lock.release()
-                return None
+                return
             assert entry.action is not None
             self._act(entry.action)
             if runner.unwinds is not None:
                 back, runner.unwinds = runner.unwinds, None
                 self._free.append(runner)
                 back.release()
-                return None
+                return
 
     def _act(self, action: Callable[[], None]) -> None:
         try:

@@ -46,9 +46,7 @@ class SimulatedCalls:
         delay_ms: Says how long the calls of a batch take beside what they wait for themselves.
     """
 
-    def __init__(
-        self, loop: JumpingLoop, clock: Clock, now_ms: Callable[[], int], delay_ms: Callable[[], int]
-    ) -> None:
+    def __init__(self, loop: JumpingLoop, clock: Clock, now_ms: Callable[[], int], delay_ms: Callable[[], int]) -> None:
         self._loop = loop
         self._clock = clock
         self._now_ms = now_ms
@@ -97,4 +95,3 @@ class SimulatedFlight:
     def answers(self) -> Answers:
         """Return what came of the calls."""
         return self._flight.answers()
-

@@ -40,6 +40,14 @@ class Checks:
         """Set once records were lost with the power: then positions of internal topics may go back."""
         self.edges: dict[str, dict[int, Row]] = {}
         """All that was ever appended by deterministic edges, by source and position."""
+        self._unforced: set[tuple[str, int]] = set()
+        """Of which edge and position the content is not certain since the power was lost."""
+        self.copies = 0
+        """How many copies of other tasks' state were ready."""
+        self.rotten: set[str] = set()
+        """The objects of checkpoints that were damaged or lost."""
+        self._went_back: set[str] = set()
+        self._copied: frozenset[object] = frozenset()
         self._sources = frozenset(scenario.plan.source_topics())
         self._weak = scenario.weak
         self._objects = objects
@@ -63,10 +71,22 @@ class Checks:
         """
         rows: dict[bytes, bytes] = {}
         for ref in manifest.files:
-            if not ref.name.startswith("00-"):
+            if not ref.name.startswith("00-") and ref.object not in self.rotten:
                 data = self._objects.rows.get(ref.object)
                 rows.update({} if data is None else decode_snapshot(data, ref.object))
         return {key: value for key, value in rows.items() if value}
+
+    # --- damage
+
+    def damaged(self, task: str, path: str) -> None:
+        """Learn that an object of the newest checkpoint of a task was damaged: it may go back to the one before."""
+        self.rotten.add(path)
+        self._went_back.add(task)
+
+    def passed_over(self, task: str, number: int) -> None:
+        """Learn that the manifest of a checkpoint was damaged: whoever comes next goes on from the one before."""
+        self._went_back.add(task)
+        self._live[task] = [manifest for manifest in self._live.get(task, []) if manifest.number != number]
 
     # --- the log and the group
 
@@ -75,22 +95,36 @@ class Checks:
         origin = batch.origin
         if batch.control or origin is None or origin.source.split("/")[1] in self._weak:
             return
-        known = self.edges.setdefault(f"{partition.topic}|{origin.source}", {})
+        edge = f"{partition.topic}|{origin.source}"
+        known = self.edges.setdefault(edge, {})
         headers = batch.headers or [()] * len(batch)
         for position, key, value, timestamp, head in zip(
             origin.positions, batch.keys, batch.values.split(), batch.timestamps, headers, strict=True
         ):
             row = (key, value, timestamp, head)
             before = known.setdefault(position, row)
-            if before != row:
+            if before != row and (edge, position) in self._unforced:
+                known[position] = row
+            elif before != row:
                 self._violated(
                     "repeats are the same",
                     f"{by} wrote {origin.source}/{position} to {partition} again with other content: "
                     f"{_told(before)} was there, {_told(row)} came",
                 )
 
+    def unforced(self, partition: TopicPartition, batch: RecordBatch) -> None:
+        """Learn of records, just before a loss of power, that nobody has forced to the disk.
+
+        What they were made of may be lost, and come again in another order, so that the same ids get other content.
+        """
+        if batch.origin is not None:
+            edge = f"{partition.topic}|{batch.origin.source}"
+            self._unforced.update((edge, position) for position in batch.origin.positions)
+
     def leased(self, state: GroupState) -> None:
         """Look whether each unit has one owner per epoch, and epochs grow."""
+        self.copies += len(state.copies - self._copied)
+        self._copied = state.copies
         for unit, lease in state.leases.items():
             if lease.holder != NOBODY:
                 holder = self._holders.setdefault((unit, lease.epoch), lease.holder)
@@ -140,7 +174,9 @@ class Checks:
         if before is not None:
             self._compare(before, manifest, by)
         live.append(manifest)
-        self._look_at_files(manifest, by)
+        claimed = before is not None and before.epoch < manifest.epoch
+        if not claimed or self.rotten.isdisjoint(ref.object for ref in manifest.files):
+            self._look_at_files(manifest, by)
         del live[:-2]
 
     def deleted(self, path: str) -> None:
@@ -160,6 +196,15 @@ class Checks:
                 self._violated("checkpoints stay", f"the newest checkpoint of {task}, {number}, was deleted")
             self._live[task] = [manifest for manifest in live if manifest.number != number]
 
+    def missed(self, path: str, by: str) -> None:
+        """Look whether what is not there is none of the files that a worker needs which owns the task."""
+        for task, live in self._live.items():
+            newest = live[-1] if live else None
+            if newest is None or path in self.rotten or self._writers.get((task, newest.epoch)) != by:
+                continue
+            if any(ref.object == path for ref in newest.files):
+                self._violated("restores find their files", f"{by} claimed {task}, but {path} is gone")
+
     def _compare(self, before: Manifest, manifest: Manifest, by: str) -> None:
         told = f"checkpoint {manifest.number} of {manifest.task} by {by}"
         if manifest.number == before.number:
@@ -167,6 +212,8 @@ class Checks:
         if manifest.epoch < before.epoch:
             self._violated("epochs grow", f"{told} has epoch {manifest.epoch} after {before.epoch}")
         for partition, position in before.positions.items():
+            if manifest.task in self._went_back:
+                continue
             if self.power_lost and partition.rpartition("/")[0] not in self._sources:
                 continue
             if manifest.positions.get(partition, 0) < position:

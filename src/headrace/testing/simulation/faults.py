@@ -77,13 +77,18 @@ class Faults:
     group: float = 1.0
     """The group cannot be reached."""
     disk: float = 1.0
-    """The local disk is full, or damages what lies on it while a worker is down."""
+    """The local disk is full, or damages what lies on it: copies of others' state at any time, all else while a worker
+    is down."""
+    rot: float = 1.0
+    """All workers die, their disks are lost, and a part of newest checkpoints is damaged or lost: tasks go back to the
+    checkpoint before. Only where that repeats what was made: not to topologies with an outbox, nor after the clock may
+    have closed anything."""
 
     @classmethod
     def none(cls) -> Faults:
         """Return no faults at all."""
         return cls(
-            crashes=0, power=0, pauses=0, silences=0, drains=0, log=0, checkpoints=0, group=0, disk=0
+            crashes=0, power=0, pauses=0, silences=0, drains=0, log=0, checkpoints=0, group=0, disk=0, rot=0
         )  # fmt: skip
 
 
@@ -95,7 +100,7 @@ _FIELD = {
 
 _EVENTS = {
     "crash": ("crashes", 5), "power": ("power", 1), "pause": ("pauses", 3), "silence": ("silences", 2),
-    "drain": ("drains", 3),
+    "drain": ("drains", 3), "spoil": ("disk", 2), "rot": ("rot", 1),
 }  # fmt: skip
 """By kind of event: its field, and the most that a run has of it in the ordinary measure."""
 
@@ -108,9 +113,10 @@ class Chance:
         faults: How much may go wrong.
         only: The names of the faults that may strike; None for all.
         end_ms: After this, nothing goes wrong any more.
+        input_ms: By then, all input has come.
     """
 
-    def __init__(self, draws: Draws, faults: Faults, only: Collection[str] | None, end_ms: int) -> None:
+    def __init__(self, draws: Draws, faults: Faults, only: Collection[str] | None, end_ms: int, input_ms: int) -> None:
         self._draws = draws
         self._only = None if only is None else frozenset(only)
         self._tables: dict[str, tuple[tuple[float, str], ...]] = {}
@@ -134,7 +140,7 @@ class Chance:
                     reached += rate
                     table.append((reached, name))
             self._tables[kind] = tuple(table)
-        self.events = self._planned(faults, measures, end_ms)
+        self.events = self._planned(faults, measures, end_ms, input_ms)
         self.damage = min(1.0, 0.3 * faults.disk)
         """How likely it is that a file of a machine is damaged while its worker is down."""
 
@@ -154,11 +160,12 @@ class Chance:
         self.injected.append(fault)
         return True
 
-    def _planned(self, faults: Faults, measures: Mapping[str, float], end_ms: int) -> list[Event]:
+    def _planned(self, faults: Faults, measures: Mapping[str, float], end_ms: int, input_ms: int) -> list[Event]:
         events = []
         for kind, (field, most) in _EVENTS.items():
             measure = measures[kind] * getattr(faults, field)
             for number in range(round(self._draws.unit(f"count/{kind}") * (most + 0.5) * measure)):
                 name = f"{kind}@{number}"
-                events.append(Event(name, kind, self._draws.whole(f"at/{name}", 200, end_ms)))
+                first_ms, last_ms = (input_ms // 2, input_ms) if kind == "rot" else (200, end_ms)
+                events.append(Event(name, kind, self._draws.whole(f"at/{name}", first_ms, last_ms)))
         return sorted(events, key=lambda event: (event.at_ms, event.name))

@@ -31,6 +31,8 @@ class Surroundings(Protocol):
     chance: Chance
     pace: float
     """How likely it is that another goes on when an operation begins."""
+    late: int
+    """How many requests are under way that nobody waits for any more."""
     longest_wait_ms: int
     """The longest that an idle worker waits for its next turn."""
 
@@ -184,7 +186,10 @@ class Life:
         number = self._counts["later"] = self._counts.get("later", 0) + 1
         delay, tie = self.around.draws.pair(f"{self.name}:later#{number}")
 
+        self.around.late += 1
+
         def arrive() -> None:
+            self.around.late -= 1
             self.around.tell(self.name, "a late request arrives")
             effect()
 

@@ -67,6 +67,11 @@ class SimulatedLog(MemoryLog):
         del stored.bases[at:], stored.batches[at:]
         return lost
 
+    def unforced(self, partition: TopicPartition) -> list[RecordBatch]:
+        """Return the batches of a partition that no flush has made durable."""
+        stored, durable = self._find(partition), self.durable.get(partition, 0)
+        return [batch for base, batch in zip(stored.bases, stored.batches, strict=True) if base + len(batch) > durable]
+
 
 class WorkerLog:
     """The log as one worker sees it; see ``log.api.Log``."""
@@ -118,6 +123,14 @@ class WorkerLog:
         written, self.written = self.written, {}
         for partition, end in written.items():
             self._shared.keep(partition, end)
+        self._operator.finish()
+
+    def flush_before(self, offsets: Mapping[TopicPartition, int]) -> None:
+        """Make durable what stands before these offsets, whoever appended it."""
+        if self._operator.strike("flush", "inputs") == faults.FAIL:
+            raise RetriableError("simulated: the log does not answer")
+        for partition, offset in offsets.items():
+            self._shared.keep(partition, min(offset, self._shared.end_offset(partition)))
         self._operator.finish()
 
     def reader(self, partition: TopicPartition, offset: int) -> Reader:

@@ -49,6 +49,10 @@ class Watcher(Protocol):
         """An object is gone."""
         ...
 
+    def missed(self, path: str, by: str) -> None:
+        """A worker looked for a file that is not there."""
+        ...
+
 
 class SharedObjects:
     """The objects that all workers share."""
@@ -106,6 +110,8 @@ class WorkerObjects:
         def fetch() -> tuple[int, str] | None:
             data = self._shared.rows.get(path)
             if data is None:
+                if self._shared.watcher is not None:
+                    self._shared.watcher.missed(path, self._name)
                 return None
             file.write_bytes(data)
             moment = next(self._moments)

@@ -81,12 +81,16 @@ class Reference:
     @property
     def order_dependent(self) -> frozenset[str]:
         """Return the edges that undisturbed runs fill differently, and may."""
-        first = self.outcomes[0]
+        first, scenario = self.outcomes[0], self.scenario
+        subs = [sub for sub in scenario.plan.subtopologies if sub.name in scenario.clocked]
+        clocked = {edge.name for sub in subs for edge in written(sub)}
         return frozenset(
             edge
             for edge in first.edges
-            if edge not in self.scenario.strict
-            and any(other.rows(edge) != first.rows(edge) for other in self.outcomes[1:])
+            if edge in clocked
+            or (
+                edge not in scenario.strict and any(other.rows(edge) != first.rows(edge) for other in self.outcomes[1:])
+            )
         )
 
     @property
@@ -97,7 +101,7 @@ class Reference:
             task for task in first.states if all(other.states[task] == first.states[task] for other in self.outcomes)
         }
         for sub in scenario.plan.subtopologies:
-            if any(item.node in scenario.weak for item in sub.inputs):
+            if sub.name in scenario.clocked or any(item.node in scenario.weak for item in sub.inputs):
                 alike -= set(map(str, sub.tasks()))
         return frozenset(alike)
 
@@ -118,9 +122,7 @@ def compare(outcome: Outcome, reference: Reference, appended: Mapping[str, Mappi
     for task in sorted(reference.comparable_states):
         if outcome.states[task] != expected.states[task]:
             should_be, is_now = expected.states[task], outcome.states[task]
-            differing = sorted(
-                key for key in should_be.keys() | is_now.keys() if should_be.get(key) != is_now.get(key)
-            )
+            differing = sorted(key for key in should_be.keys() | is_now.keys() if should_be.get(key) != is_now.get(key))
             shown = "\n".join(
                 f"  {key!r}: {should_be.get(key)!r} expected, {is_now.get(key)!r} found" for key in differing[:_SHOWN]
             )
@@ -130,16 +132,12 @@ def compare(outcome: Outcome, reference: Reference, appended: Mapping[str, Mappi
     return found
 
 
-def gaps(
-    scenario: Scenario, outcome: Outcome, appended: Mapping[str, Mapping[int, Row]]
-) -> list[tuple[str, str]]:
+def gaps(scenario: Scenario, outcome: Outcome, appended: Mapping[str, Mapping[int, Row]]) -> list[tuple[str, str]]:
     """Look whether the positions of each source follow each other without gaps."""
     return list(_gaps(scenario, outcome, appended))
 
 
-def _gaps(
-    scenario: Scenario, outcome: Outcome, appended: Mapping[str, Mapping[int, Row]]
-) -> Iterator[tuple[str, str]]:
+def _gaps(scenario: Scenario, outcome: Outcome, appended: Mapping[str, Mapping[int, Row]]) -> Iterator[tuple[str, str]]:
     for edge, sources in outcome.edges.items():
         if edge in scenario.weak:
             continue

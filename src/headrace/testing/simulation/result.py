@@ -42,6 +42,8 @@ class Statistics:
     lost: int = 0
     """Records that were lost with the power before they were flushed."""
     virtual_ms: int = 0
+    copies: int = 0
+    """Copies of tasks' state that other workers had ready."""
 
     def __add__(self, other: Statistics) -> Statistics:
         return Statistics(
@@ -53,6 +55,7 @@ class Statistics:
             self.lives + other.lives,
             self.lost + other.lost,
             self.virtual_ms + other.virtual_ms,
+            self.copies + other.copies,
         )
 
 

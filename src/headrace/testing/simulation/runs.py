@@ -16,6 +16,7 @@ from typing import Any
 from headrace.record import Record
 from headrace.serde.api import Serde
 from headrace.settings import Settings
+from headrace.testing.simulation.baton import HangsError
 from headrace.testing.simulation.draws import Draws
 from headrace.testing.simulation.faults import Faults
 from headrace.testing.simulation.outcome import Outcome, Reference, batches, compare, gaps, outcome_of
@@ -27,6 +28,7 @@ from headrace.topology.graph import Graph, Node, Repartition, Source
 _SCHEDULES = 3
 """Undisturbed runs with which every run is compared; in the last of them, the clock closes what it can."""
 _IDLE_MS = 70_000
+_TAIL = 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +66,8 @@ def course_of(draws: Draws, simulation: Simulation, scenario: Scenario) -> Cours
         "drain_timeout_ms": 25_000,
         "cache_bytes": draws.one("cache", (0, 2000, 10**6)),
         "batch_records": draws.one("batch", (1, 3, 16, 4096)),
+        "standby_copies": draws.one("standby", (0, 1, 1, 2)),
+        "handoff_timeout_ms": draws.one("handoff", (0, 1000, 4000, 60_000)),
         **simulation.settings,
     }
     input_ms = int(min(8000, scenario.idle_after_ms * 0.4) * (0.2 + 0.8 * draws.unit("input")))
@@ -81,6 +85,7 @@ def course_of(draws: Draws, simulation: Simulation, scenario: Scenario) -> Cours
         again_ms=draws.whole("again", 300, 6000) if draws.unit("goes on") < 0.6 else 0,
         pace=draws.one("pace", (0.02, 0.1, 0.3)),
         longest_wait_ms=draws.one("longest", (60, 200)),
+        copies=draws.unit("copies") < 0.5,
         shared_machine=draws.unit("shared") < 0.4,
         tardy=tardy,
     )
@@ -110,7 +115,11 @@ def quiet() -> Iterator[None]:
 
 
 def live(scenario: Scenario, simulation: Simulation, seed: int, course: Course | None = None) -> World:
-    """Make a run."""
+    """Make a run.
+
+    Raises:
+        HangsError: something in it does not end.
+    """
     draws = Draws(seed)
     with folder() as place, quiet():
         world = World(
@@ -121,7 +130,11 @@ def live(scenario: Scenario, simulation: Simulation, seed: int, course: Course |
             folder=place,
             only=simulation.only,
         )
-        world.run()
+        try:
+            world.run()
+        except HangsError as error:
+            told = "\n".join(world.trace[-_TAIL:])
+            raise HangsError(f"seed {seed} hangs: {error}\nThe end of its trace:\n{told}") from None
     return world
 
 
@@ -182,7 +195,7 @@ def result_of(world: World, outcome: Outcome, reference: Reference, seed: int) -
     fresh = sum(len(positions) for sources in outcome.edges.values() for positions in sources.values())
     statistics = Statistics(
         kinds, world.checks.checkpoints, world.scenario.records, written, written - fresh, world.started, world.lost,
-        world.baton.now,
+        world.baton.now, world.checks.copies,
     )  # fmt: skip
     return SimulationResult(
         seed, tuple(world.violations), tuple(world.trace), digest.hexdigest(), tuple(world.chance.injected),

@@ -49,6 +49,8 @@ class Scenario:
     """The edges that are made of what a weak edge wrote, so that repeats may count there."""
     strict: frozenset[str] = frozenset()
     """The edges whose content follows from the records of sources in their own order, whatever comes beside them."""
+    clocked: frozenset[str] = frozenset()
+    """The sub-topologies in which the clock decides, and those behind them: it may not have come as far in each run."""
 
     @property
     def asynchronous(self) -> bool:
@@ -116,8 +118,15 @@ def prepare(
         for edge in written(sub)
         if why_not_deterministic(graph, sub, edge) is None
     )
+    clocked: set[str] = set()
+    by_clock: set[str] = set()
+    for sub in sorted(planned.subtopologies, key=lambda sub: sub.level):
+        steps = (node for node in sub.nodes if isinstance(node, Step))
+        if any(step.spec.uses_clock for step in steps) or any(item.node in by_clock for item in sub.inputs):
+            clocked.add(sub.name)
+            by_clock |= {edge.name for edge in written(sub)}
     encoded = {topic: tuple(_encoded(sources[topic], rows, partitions)) for topic, rows in inputs.items()}
-    return Scenario(topology, planned, encoded, all_partitions, weak, tainted, strict)
+    return Scenario(topology, planned, encoded, all_partitions, weak, tainted, strict, frozenset(clocked))
 
 
 def _encoded(source: Source, rows: Iterable[Any], partitions: int) -> Iterable[Input]:

@@ -20,6 +20,8 @@ from headrace.testing.simulation.objects import Operator
 
 BUCKETS = 4
 _META = store_prefix(0)
+_SUFFIX = ".sst"
+"""Of files that never change, so that copies may link to them."""
 
 
 def bucket_of(key: bytes) -> int:
@@ -121,7 +123,7 @@ class SimulatedStore:
             if before is not None:
                 before.unlink(missing_ok=True)
             if rows:
-                path = self._directory / f"{bucket:02d}-{self._serial:06d}"
+                path = self._directory / f"{bucket:02d}-{self._serial:06d}{_SUFFIX}"
                 write_file(path, encode_snapshot(rows), next(self._moments))
                 self._files[bucket] = path
         self._serial += 1

@@ -23,6 +23,8 @@ from headrace.settings import Settings
 from headrace.testing.simulation.baton import Baton
 from headrace.testing.simulation.calls import JumpingLoop, SimulatedCalls
 from headrace.testing.simulation.checks import Checks
+from headrace.testing.simulation.copying import Line, Locks
+from headrace.testing.simulation.damage import damage_file, rot, spoil
 from headrace.testing.simulation.draws import Draws
 from headrace.testing.simulation.faults import Chance, Event, Faults
 from headrace.testing.simulation.life import Life, LifeClock
@@ -30,7 +32,7 @@ from headrace.testing.simulation.logs import SimulatedLog, WorkerGroupStore, Wor
 from headrace.testing.simulation.objects import SharedObjects, WorkerObjects
 from headrace.testing.simulation.result import Violation
 from headrace.testing.simulation.scenario import Input, Scenario
-from headrace.testing.simulation.stores import SimulatedStores, write_file
+from headrace.testing.simulation.stores import SimulatedStores
 
 _PROGRESS_MS = 120_000
 """Without faults, all that is left to do must be done within this virtual time."""
@@ -55,6 +57,8 @@ class Course:
     pace: float
     longest_wait_ms: int
     shared_machine: bool
+    copies: bool = False
+    """Whether workers copy the state of tasks that may come to them."""
     tardy: bool = False
     """Whether the end of the input comes when inputs are idle already: then the clock decides what is late."""
     topic_first: str | None = None
@@ -77,9 +81,10 @@ class World:
     lives: list[Life] = field(default_factory=list)
     lost: int = 0
     started: int = 0
+    late: int = 0
 
     def __post_init__(self) -> None:
-        self.chance = Chance(self.draws, self.faults, self.only, self.course.faults_ms)
+        self.chance = Chance(self.draws, self.faults, self.only, self.course.faults_ms, self.course.input_ms)
         self.pace = self.course.pace
         self.longest_wait_ms = self.course.longest_wait_ms
         self.objects = SharedObjects()
@@ -89,6 +94,7 @@ class World:
         self.objects.watcher = self.checks
         self.bounds: Bounds | None = None
         self.loop = JumpingLoop() if self.scenario.asynchronous else None
+        self._locks = Locks()
         self._moments = (number * 1_000_000 for number in count(1))
         self._numbers: Counter[str] = Counter()
         self._machines: Counter[str] = Counter()
@@ -148,7 +154,7 @@ class World:
             for life in self.lives:
                 life.alive = False
             self.baton.close()
-            if self.loop is not None:
+            if self.loop is not None and not self.baton.hangs:
                 self.loop.close()
 
     def _idle(self) -> None:
@@ -230,9 +236,7 @@ class World:
             if self.course.topic_first is not None:
                 times = [0 if topic == self.course.topic_first else self.course.input_ms] * chunks
             for n, (start, end) in enumerate(zip([0, *cuts], [*cuts, len(rows)], strict=True)):
-                self.baton.after(
-                    times[n], partial(self._arrive, rows[start:end]), tie=0.01 + n / 10**6, inline=True
-                )
+                self.baton.after(times[n], partial(self._arrive, rows[start:end]), tie=0.01 + n / 10**6, inline=True)
 
     def _arrive(self, rows: tuple[Input, ...]) -> None:
         for row in rows:
@@ -289,10 +293,7 @@ class World:
             in_use = any(life.machine == machine for life in self._living())
             if files and not in_use and self.chance.allows(f"damage@{member}.{number}"):
                 path = self.draws.one(f"damaged/{member}/{number}", files)
-                data = path.read_bytes()
-                cut = self.draws.whole(f"damaged-at/{member}/{number}", 0, len(data) - 1)
-                path.unlink()  # another directory may link to the same file
-                write_file(path, data[:cut] + bytes([data[cut] ^ 1]) + data[cut + 1 :], next(self._moments))
+                cut = damage_file(path, self.draws.unit(f"damaged-at/{member}/{number}"), self._moments)
                 self.tell("world", f"damages {path.relative_to(self.folder)} at {cut}")
 
         self.baton.after(0, strike, tie=0.1)
@@ -322,6 +323,8 @@ class World:
             settings=settings,
             partitions=self.scenario.partitions,
             calls=cast("AsyncCalls | None", calls),
+            copies=Line(life) if self.course.copies else None,
+            lock=self._locks.of(life),
         )
 
     def settings_of(self, life: Life) -> Settings:
@@ -336,6 +339,8 @@ class World:
             return
         life = self.draws.one(f"who/{event.name}", living)
         share = self.draws.unit(f"how/{event.name}")
+        if event.kind == "rot" and not self._may_rot():
+            return
         if not self.chance.allows(event.name):
             return
         if event.kind == "crash":
@@ -350,16 +355,44 @@ class World:
             self.tell(life.name, f"gives no sign of life for {life.silent_until - self.baton.now} ms")
         elif event.kind == "drain":
             life.stop()
+        elif event.kind == "spoil":
+            self._spoil(life, event)
+        elif event.kind == "rot":
+            self._rot(event)
 
     def _lose_power(self, event: Event) -> None:
         for life in self._living():
             life.die("loses power")
         for partition in self.log.unflushed():
+            for batch in self.log.unforced(partition):
+                self.checks.unforced(partition, batch)
             lost = self.log.lose(partition, self.draws.unit(f"lost/{event.name}/{partition}"))
             if lost:
                 self.lost += lost
                 self.checks.power_lost = True
                 self.tell("world", f"{lost} records of {partition} are lost with the power")
+
+    def _spoil(self, life: Life, event: Event) -> None:
+        place = life.machine / self.scenario.plan.graph.name / "standby" / life.member
+        done = spoil(place, self.draws, event.name, self._moments)
+        if done is not None:
+            self.tell("world", f"{done} of the copies of {life.name}")
+
+    def _may_rot(self) -> bool:
+        """Return whether all tasks may go back to the checkpoint before the last, and would repeat what they did."""
+        early = self.bounds is None and self.baton.now <= self.course.input_ms
+        return early and not (self.late or self.course.tardy or self.scenario.plan.outbox)
+
+    def _rot(self, event: Event) -> None:
+        for life in self._living():
+            life.die("dies, and its disk with it")
+        for member in _LETTERS[: self.course.workers]:
+            self._machines[self._machine_name(member)] += 1
+        for task in map(str, self.scenario.plan.tasks()):
+            if self.draws.unit(f"{event.name}/{task}") < 0.7:
+                done = rot(self.objects, self.checks, self.draws, event.name, self.scenario.plan.graph.name, task)
+                if done is not None:
+                    self.tell("world", f"{done} in the checkpoint store")
 
     # --- whether it is over
 
@@ -411,4 +444,3 @@ class World:
                     what.append(f"watermark {slot.task.watermark}, finished {slot.task.finished}")
                 lines.append(f"  {slot.id}: {', '.join(what)}")
         return lines or ["no worker lives"]
-
