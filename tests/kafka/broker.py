@@ -1,0 +1,170 @@
+"""A real Kafka broker for the tests: one that is named, one in Docker, or Apache Kafka run with the machine's own Java."""
+
+from __future__ import annotations
+
+import base64
+import fcntl
+import hashlib
+import os
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+POM = Path(__file__).with_name("pom.xml")
+IMAGE = "apache/kafka:4.1.1"
+REMEDY = (
+    "Name a broker with HEADRACE_TEST_KAFKA=host:port, start Docker, or install Java 17 and Maven "
+    "(apt-get install --no-install-recommends openjdk-17-jre-headless maven)"
+)
+_START_S = 60
+
+
+class NoBroker(Exception):
+    """There is no way to a broker on this machine."""
+
+
+@contextmanager
+def broker(directory: Path) -> Iterator[str]:
+    """Yield ``host:port`` of a broker, which is stopped in the end if it was started here.
+
+    Args:
+        directory: Empty; for what the broker writes.
+
+    Raises:
+        NoBroker: there is none, and none can be started.
+    """
+    named = os.environ.get("HEADRACE_TEST_KAFKA")
+    if named:
+        yield named
+    elif _docker_runs():
+        with _in_docker() as address:
+            yield address
+    elif shutil.which("java") and shutil.which("mvn"):
+        with _with_java(directory) as address:
+            yield address
+    else:
+        raise NoBroker(f"there is no Kafka broker to test with. {REMEDY}")
+
+
+def free_port() -> int:
+    """Return a port of the loopback that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def properties(port: int, controller_port: int, directory: Path) -> dict[str, str]:
+    """Return the settings of a broker that starts fast and forgets nothing that a test needs."""
+    return {
+        "process.roles": "broker,controller",
+        "node.id": "1",
+        "controller.quorum.voters": f"1@127.0.0.1:{controller_port}",
+        "listeners": f"PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller_port}",
+        "advertised.listeners": f"PLAINTEXT://127.0.0.1:{port}",
+        "controller.listener.names": "CONTROLLER",
+        "listener.security.protocol.map": "CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT",
+        "log.dirs": str(directory),
+        "num.network.threads": "2",
+        "num.io.threads": "2",
+        "background.threads": "2",
+        "log.cleaner.threads": "1",
+        "log.cleaner.dedupe.buffer.size": str(4 * 1024**2),
+        "auto.create.topics.enable": "true",  # a client that makes topics by mentioning them must be found out
+        "offsets.topic.replication.factor": "1",
+        "offsets.topic.num.partitions": "1",
+        "transaction.state.log.replication.factor": "1",
+        "transaction.state.log.min.isr": "1",
+        "transaction.state.log.num.partitions": "1",
+        "share.coordinator.state.topic.replication.factor": "1",
+        "share.coordinator.state.topic.min.isr": "1",
+        "group.initial.rebalance.delay.ms": "0",
+        "group.min.session.timeout.ms": "100",
+    }
+
+
+def _docker_runs() -> bool:
+    if shutil.which("docker") is None:
+        return False
+    return subprocess.run(["docker", "info"], capture_output=True, check=False).returncode == 0
+
+
+@contextmanager
+def _in_docker() -> Iterator[str]:
+    port = free_port()
+    settings = properties(port, 9093, Path("/tmp/data"))
+    settings["listeners"] = f"PLAINTEXT://0.0.0.0:{port},CONTROLLER://0.0.0.0:9093"
+    variables = [f"--env=KAFKA_{name.upper().replace('.', '_')}={value}" for name, value in settings.items()]
+    command = ["docker", "run", "--rm", "--detach", f"--publish=127.0.0.1:{port}:{port}", *variables]
+    command += ["--env=KAFKA_HEAP_OPTS=-Xmx384m", IMAGE]
+    name = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    try:
+        _wait_for(port, lambda: None)
+        yield f"127.0.0.1:{port}"
+    finally:
+        subprocess.run(["docker", "stop", "--time=5", name], capture_output=True, check=False)
+
+
+@contextmanager
+def _with_java(directory: Path) -> Iterator[str]:
+    jars = fetched()
+    port, controller_port = free_port(), free_port()
+    file = directory / "server.properties"
+    settings = properties(port, controller_port, directory / "data")
+    file.write_text("".join(f"{name}={value}\n" for name, value in settings.items()))
+    java = ["java", "-Xmx384m", "-Xss512k", "-XX:+UseSerialGC", "-Xshare:auto", "-cp", f"{jars}/*"]
+    cluster = base64.urlsafe_b64encode(os.urandom(16)).rstrip(b"=").decode().replace("-", "A")
+    form = [*java[:1], "-XX:TieredStopAtLevel=1", *java[1:], "kafka.tools.StorageTool", "format"]
+    subprocess.run([*form, "-t", cluster, "-c", str(file)], capture_output=True, check=True)
+    told = directory / "broker.log"
+    with told.open("wb") as output:
+        process = subprocess.Popen([*java, "kafka.Kafka", str(file)], stdout=output, stderr=output)
+
+    def check() -> None:
+        if process.poll() is not None:
+            raise NoBroker(f"the broker ended with {process.returncode}: {told.read_text()[-2000:]}")
+
+    try:
+        _wait_for(port, check)
+        yield f"127.0.0.1:{port}"
+    finally:
+        process.kill()
+        process.wait()
+
+
+def fetched() -> Path:
+    """Return the directory with Kafka's jars, which Maven fetches the first time.
+
+    Raises:
+        NoBroker: they cannot be fetched.
+    """
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "headrace-tests"
+    version = hashlib.sha256(POM.read_bytes()).hexdigest()[:16]
+    jars = cache / f"kafka-{version}"
+    cache.mkdir(parents=True, exist_ok=True)
+    with (cache / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if jars.is_dir():
+            return jars
+        fresh = cache / f"kafka-{version}.part"
+        shutil.rmtree(fresh, ignore_errors=True)
+        command = ["mvn", "-q", "-B", "-f", str(POM), "dependency:copy-dependencies"]
+        command += [f"-DoutputDirectory={fresh}", "-DincludeScope=runtime"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
+        if done.returncode:
+            raise NoBroker(f"Maven could not fetch Kafka: {(done.stdout + done.stderr)[-1000:]}. {REMEDY}")
+        fresh.rename(jars)
+    return jars
+
+
+def _wait_for(port: int, check: Callable[[], None]) -> None:
+    deadline = time.monotonic() + _START_S
+    while time.monotonic() < deadline:
+        check()
+        with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+            return
+        time.sleep(0.05)
+    raise NoBroker(f"the broker does not listen on port {port} after {_START_S} s")
