@@ -1,4 +1,4 @@
-"""A real Kafka broker for the tests: one that is named, one in Docker, or Apache Kafka run with the machine's own Java."""
+"""A real Kafka broker for the tests: one that is named, one in Docker, or Apache Kafka on the machine's own Java."""
 
 from __future__ import annotations
 

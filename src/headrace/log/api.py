@@ -205,8 +205,22 @@ class Log(Protocol):
         """
         ...
 
+    def send(self, partition: TopicPartition, batch: RecordBatch) -> None:
+        """Append a batch behind what was appended to the partition before, without waiting until it is acknowledged.
+
+        Raises:
+            NotFoundError: no such topic or partition.
+            RetriableError: the log takes no more now; nothing of the batch will be visible.
+            FatalError: something sent before is lost, so tasks must go back to their checkpoints.
+        """
+        ...
+
+    def hash_key(self, key: bytes) -> int:
+        """Return the hash whose remainder is the partition of a key in users' topics; not negative."""
+        ...
+
     def flush(self) -> None:
-        """Return once every batch appended here is acknowledged and as durable as the log's policy says."""
+        """Return once every batch appended or sent here is acknowledged and as durable as the log's policy says."""
         ...
 
     def reader(self, partition: TopicPartition, offset: int) -> Reader:

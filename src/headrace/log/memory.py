@@ -7,6 +7,7 @@ from array import array
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from zlib import crc32
 
 from headrace.clock import Clock
 from headrace.errors import InvalidError, NotFoundError
@@ -86,6 +87,14 @@ class MemoryLog:
                 stored.bases.append(base)
                 stored.next_offset = base + len(batch)
             return base
+
+    def send(self, partition: TopicPartition, batch: RecordBatch) -> None:
+        """Append a batch."""
+        self.append(partition, batch)
+
+    def hash_key(self, key: bytes) -> int:
+        """Return the hash whose remainder is the partition of a key."""
+        return crc32(key)
 
     def flush(self) -> None:
         """Do nothing: memory is as durable as it gets."""

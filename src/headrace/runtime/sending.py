@@ -31,7 +31,7 @@ def send(slot: Slot, appends: list[Append], log: Log, monotonic_ms: int) -> None
         return
     while slot.unsent:
         try:
-            log.append(*slot.unsent[0])
+            log.send(*slot.unsent[0])
         except RetriableError as error:
             if slot.retry_ms == 0:
                 _log.warning("task %s waits: %s", slot.id, error)

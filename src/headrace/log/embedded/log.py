@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
+from zlib import crc32
 
 from headrace.clock import Clock
 from headrace.errors import NotFoundError, SettingsError
@@ -81,6 +82,14 @@ class EmbeddedLog:
             # Another process may have deleted the topic and made it again.
             self._forget(partition)
             return self._appender(partition).append(batch)
+
+    def send(self, partition: TopicPartition, batch: RecordBatch) -> None:
+        """Append a batch."""
+        self.append(partition, batch)
+
+    def hash_key(self, key: bytes) -> int:
+        """Return the hash whose remainder is the partition of a key."""
+        return crc32(key)
 
     def flush(self) -> None:
         """Force what this object appended to the disk, if the policy says so."""
