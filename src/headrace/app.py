@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import importlib
 import logging
@@ -81,14 +82,17 @@ def open_log(settings: Settings, clock: Clock) -> Log:
 
         return MemoryLog(clock)
     if settings.log.startswith("kafka://"):
-        raise SettingsError(
-            "this version of headrace runs on the embedded log only, not on Kafka yet",
-            remedy="Give a directory with --log or HEADRACE_LOG",
-        )
+        from headrace.log.kafka.log import KafkaLog
+        from headrace.log.kafka.options import KafkaOptions
+
+        names = [field.name for field in dataclasses.fields(KafkaOptions)]
+        options = KafkaOptions(**{name: getattr(settings, f"kafka_{name}") for name in names})
+        return KafkaLog(settings.log, clock=clock, options=options)
     if "://" in settings.log:
         scheme = settings.log.split("://")[0]
         raise SettingsError(
-            f"there is no log of kind {scheme}://", remedy="Give a directory with --log or HEADRACE_LOG"
+            f"there is no log of kind {scheme}://",
+            remedy="Give a directory or kafka://host:port with --log or HEADRACE_LOG",
         )
     from headrace.log.embedded.log import EmbeddedLog
 

@@ -72,6 +72,7 @@ def properties(port: int, controller_port: int, directory: Path) -> dict[str, st
         "num.io.threads": "2",
         "background.threads": "2",
         "log.cleaner.threads": "1",
+        "log.retention.ms": "-1",  # it goes by the records' own time, and those of tests are old
         "log.cleaner.dedupe.buffer.size": str(4 * 1024**2),
         "auto.create.topics.enable": "true",  # a client that makes topics by mentioning them must be found out
         "offsets.topic.replication.factor": "1",

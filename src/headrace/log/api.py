@@ -215,8 +215,13 @@ class Log(Protocol):
         """
         ...
 
-    def hash_key(self, key: bytes) -> int:
-        """Return the hash whose remainder is the partition of a key in users' topics; not negative."""
+    @property
+    def hash_key(self) -> Callable[[bytes], int]:
+        """The hash, not negative, by whose remainder keys go to partitions.
+
+        It is the one that other producers on this log use, and it counts in internal topics as well: what is
+        repartitioned to meet a topic of the user's must meet it in the same partition.
+        """
         ...
 
     def flush(self) -> None:

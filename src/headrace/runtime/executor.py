@@ -23,13 +23,13 @@ from headrace.operators.interval_join import LATE_RIGHT
 from headrace.operators.retrying import ErrorPolicy, Retry, final_policy
 from headrace.operators.windowed import LATE
 from headrace.record import Progress, RecordBatch, TopicPartition
-from headrace.runtime.edges import Append, Edge
+from headrace.runtime.edges import DEFAULT_HASH, Append, Edge, Hash, edge_of
 from headrace.runtime.failures import Failure, Failures, is_letters
 from headrace.runtime.parking import Pause, Work
 from headrace.runtime.tally import Tally
 from headrace.runtime.times import ChainTime, Mark, meet
 from headrace.topology.graph import Node, Repartition, Sink, Step
-from headrace.topology.plan import Plan, SubTopology, TaskId, internal_topic, must_stop_for_time, topics_above
+from headrace.topology.plan import Plan, SubTopology, TaskId, must_stop_for_time
 
 _NEVER = -(1 << 62)
 
@@ -47,6 +47,7 @@ class Chain:
         partitions: How many partitions each output topic has.
         context: Makes the context of a step's operator.
         caller: Makes the calls of asynchronous steps.
+        hash_key: By whose remainder keys go to partitions.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class Chain:
         partitions: Mapping[str, int],
         context: Callable[[str], StepContext],
         caller: Caller | None = None,
+        hash_key: Hash = DEFAULT_HASH,
     ) -> None:
         self._failures = _failures(plan, sub, task, partitions)
         self._caller = caller
@@ -93,7 +95,7 @@ class Chain:
                 if len(node.inputs) > 1:
                     self._gathered[node.name] = []
             elif isinstance(node, Sink | Repartition):
-                self._edges[node.name] = _edge(plan, sub, task, node, partitions)
+                self._edges[node.name] = edge_of(plan, sub, task, node, partitions, hash_key)
 
     @property
     def tally(self) -> Tally:
@@ -477,23 +479,3 @@ def _failures(plan: Plan, sub: SubTopology, task: TaskId, partitions: Mapping[st
     writes = any(final_policy(node.on_error) == "dead-letter" for node in sub.nodes)
     letters = (topic, partitions[topic]) if topic is not None and writes else None
     return Failures(plan.graph.name, task, TopicPartition(sub.inputs[0].topic, task.partition), letters)
-
-
-def _edge(plan: Plan, sub: SubTopology, task: TaskId, node: Sink | Repartition, partitions: Mapping[str, int]) -> Edge:
-    if isinstance(node, Repartition):
-        topic, key_of, key = internal_topic(plan.graph, node), node.selector, node.key
-    else:
-        topic, key_of, key = node.topic, None, None
-    above = topics_above(plan.graph, sub, node)
-    return Edge(
-        topology=plan.graph.name,
-        step=node.name,
-        task=str(task),
-        inputs=len(sub.inputs),
-        alone=above[0] if len(above) == 1 else None,
-        topic=topic,
-        partitions=partitions[topic],
-        value=node.value,
-        key_of=key_of,
-        key=key,
-    )

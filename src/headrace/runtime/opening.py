@@ -26,6 +26,7 @@ def open_task(parts: Parts, slot: Slot, restored: Restored, *, cache_bytes: int)
         task = Task(
             parts.plan, slot.sub, slot.id, store,
             partitions=parts.partitions, cache_bytes=cache_bytes, starts=starts, caller=parts.calls,
+            hash_key=parts.log.hash_key,
         )  # fmt: skip
         check_positions(task, parts.log, frozenset(parts.plan.internal_topics()))
     except BaseException:

@@ -19,7 +19,7 @@ from headrace.errors import CorruptError, InvalidError
 from headrace.operators.api import Batch, StepContext
 from headrace.operators.async_map import Caller
 from headrace.record import MIN_WATERMARK, RecordBatch, TopicPartition
-from headrace.runtime.edges import Append
+from headrace.runtime.edges import DEFAULT_HASH, Append, Hash
 from headrace.runtime.executor import Chain
 from headrace.runtime.ingest import decode, ingest
 from headrace.runtime.parking import Parked, Wait, Work, start
@@ -76,6 +76,7 @@ class Task:
         cache_bytes: Memory for its write-behind caches.
         starts: Where to begin in each input if the store does not say.
         caller: Makes the calls of asynchronous steps; None if there are none.
+        hash_key: By whose remainder keys go to partitions.
 
     Raises:
         CorruptError: the store was written by a newer version, or makes no sense.
@@ -93,6 +94,7 @@ class Task:
         cache_bytes: int,
         starts: Mapping[TopicPartition, int],
         caller: Caller | None = None,
+        hash_key: Hash = DEFAULT_HASH,
     ) -> None:
         self.id = task_id
         self.budget = Budget(cache_bytes)
@@ -107,7 +109,7 @@ class Task:
             self._inputs[partition] = self._input(plan, by_topic[partition.topic], partition, meta, starts)
         self._owned = {p: self._inputs[p] for p in sub.owns(task_id.partition)}
         """The inputs whose event time counts: those that other tasks read too are there at all times."""
-        self._chain = Chain(plan, sub, task_id, partitions, self._context, caller)
+        self._chain = Chain(plan, sub, task_id, partitions, self._context, caller, hash_key)
         self._parked: Parked[list[Append]] | None = None
         self._chain.restore(meta.get("sequences", {}))
         self._end: int = meta.get("end", -1)

@@ -41,6 +41,8 @@ class EmbeddedLog:
         SettingsError: the directory or ``fsync`` cannot be used.
     """
 
+    hash_key = staticmethod(crc32)
+
     def __init__(self, directory: Path, *, clock: Clock, fsync: str = "checkpoint") -> None:
         if fsync not in _FSYNC:
             raise SettingsError(f"fsync must be checkpoint, always or never: {fsync!r}")
@@ -86,10 +88,6 @@ class EmbeddedLog:
     def send(self, partition: TopicPartition, batch: RecordBatch) -> None:
         """Append a batch."""
         self.append(partition, batch)
-
-    def hash_key(self, key: bytes) -> int:
-        """Return the hash whose remainder is the partition of a key."""
-        return crc32(key)
 
     def flush(self) -> None:
         """Force what this object appended to the disk, if the policy says so."""

@@ -33,6 +33,8 @@ class KafkaLog:
         SettingsError: address or options cannot be used, or the brokers refuse the user.
     """
 
+    hash_key = staticmethod(java_hash)
+
     def __init__(self, url: str, *, clock: Clock, options: KafkaOptions | None = None) -> None:
         self.url = url
         self._clock = clock
@@ -48,17 +50,13 @@ class KafkaLog:
             self._connection.close()
             raise
 
-    def hash_key(self, key: bytes) -> int:
-        """Return the hash whose remainder is the partition of a key in users' topics, as Java's clients have it."""
-        return java_hash(key)
-
     def topics(self) -> dict[str, TopicInfo]:
         """Return every topic but Kafka's own, sorted by name."""
         return self._connection.call(self._topics.all())
 
     def create_topic(self, name: str, partitions: int, config: TopicConfig | None = None) -> TopicInfo:
         """Create a topic, or return it if it exists with that many partitions."""
-        return self._connection.call(self._topics.create(name, partitions, config or TopicConfig()))
+        return self._connection.call(self._topics.create(name, partitions, config))
 
     def delete_topic(self, name: str) -> None:
         """Delete a topic and its records."""

@@ -81,12 +81,17 @@ class Topics:
         """Ask again the next time."""
         self._partitions.pop(topic, None)
 
-    async def create(self, name: str, partitions: int, config: TopicConfig) -> TopicInfo:
-        """Create a topic, or return it if it exists with that many partitions."""
+    async def create(self, name: str, partitions: int, config: TopicConfig | None) -> TopicInfo:
+        """Create a topic, or return it if it exists with that many partitions; without a config, the brokers' counts.
+
+        Kafka's retention goes by the timestamps of records, which are event times: of a replay of old data, it may
+        delete everything within minutes. So nothing is said of it that nobody asked for.
+        """
         check_new_topic(name, partitions)
         self.forget(name)
         if await self.count(name) is None:
-            await self._create(name, partitions, to_kafka(config))
+            own = {_FAR_FUTURE: to_kafka(TopicConfig())[_FAR_FUTURE]} if config is None else to_kafka(config)
+            await self._create(name, partitions, own)
         self.forget(name)
 
         async def there() -> int:

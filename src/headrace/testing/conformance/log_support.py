@@ -75,6 +75,11 @@ def read_all(reader: Reader, max_records: int = 1000) -> list[RecordBatch]:
     return batches
 
 
+def read_until(reader: Reader, position: int) -> None:
+    """Read until a position is reached, however long it takes to be appended."""
+    until(lambda: reader.read(1) is None and reader.position >= position)
+
+
 def values_of(batches: Sequence[RecordBatch]) -> list[bytes | None]:
     """Return the values of all batches that are not control batches."""
     return [value for batch in batches if not batch.control for value in batch.values.split()]
