@@ -163,6 +163,9 @@ def test_what_retention_took_away_is_skipped_and_said(log, capsys):
             if self.position < 4:
                 raise NotFoundError("gone")
 
+        def end_offset(self):
+            return 4
+
         def close(self):
             self.closed = True
 

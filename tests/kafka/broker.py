@@ -43,11 +43,20 @@ def broker(directory: Path) -> Iterator[str]:
     elif _docker_runs():
         with _in_docker() as address:
             yield address
-    elif shutil.which("java") and shutil.which("mvn"):
-        with _with_java(directory) as address:
-            yield address
+    elif has_java():
+        started = JavaBroker(directory)
+        try:
+            started.start()
+            yield started.address
+        finally:
+            started.kill()
     else:
         raise NoBroker(f"there is no Kafka broker to test with. {REMEDY}")
+
+
+def has_java() -> bool:
+    """Return whether this machine can run a broker without Docker."""
+    return shutil.which("java") is not None and shutil.which("mvn") is not None
 
 
 def free_port() -> int:
@@ -109,31 +118,46 @@ def _in_docker() -> Iterator[str]:
         subprocess.run(["docker", "stop", "--time=5", name], capture_output=True, check=False)
 
 
-@contextmanager
-def _with_java(directory: Path) -> Iterator[str]:
-    jars = fetched()
-    port, controller_port = free_port(), free_port()
-    file = directory / "server.properties"
-    settings = properties(port, controller_port, directory / "data")
-    file.write_text("".join(f"{name}={value}\n" for name, value in settings.items()))
-    java = ["java", "-Xmx384m", "-Xss512k", "-XX:+UseSerialGC", "-Xshare:auto", "-cp", f"{jars}/*"]
-    cluster = base64.urlsafe_b64encode(os.urandom(16)).rstrip(b"=").decode().replace("-", "A")
-    form = [*java[:1], "-XX:TieredStopAtLevel=1", *java[1:], "kafka.tools.StorageTool", "format"]
-    subprocess.run([*form, "-t", cluster, "-c", str(file)], capture_output=True, check=True)
-    told = directory / "broker.log"
-    with told.open("wb") as output:
-        process = subprocess.Popen([*java, "kafka.Kafka", str(file)], stdout=output, stderr=output)
+class JavaBroker:
+    """A broker in a process of its own; it keeps its address and its records when it is started again.
 
-    def check() -> None:
-        if process.poll() is not None:
-            raise NoBroker(f"the broker ended with {process.returncode}: {told.read_text()[-2000:]}")
+    Args:
+        directory: For what it writes; empty.
+        more: Settings of its own.
+    """
 
-    try:
-        _wait_for(port, check)
-        yield f"127.0.0.1:{port}"
-    finally:
-        process.kill()
-        process.wait()
+    def __init__(self, directory: Path, **more: str) -> None:
+        self._port, controller_port = free_port(), free_port()
+        self.address = f"127.0.0.1:{self._port}"
+        self._told = directory / "broker.log"
+        self._file = directory / "server.properties"
+        settings = properties(self._port, controller_port, directory / "data")
+        settings |= {name.replace("_", "."): value for name, value in more.items()}
+        self._file.write_text("".join(f"{name}={value}\n" for name, value in settings.items()))
+        self._java = ["java", "-Xmx384m", "-Xss512k", "-XX:+UseSerialGC", "-cp", f"{fetched()}/*"]
+        self._process: subprocess.Popen[bytes] | None = None
+        cluster = base64.urlsafe_b64encode(os.urandom(16)).rstrip(b"=").decode().replace("-", "A")
+        form = [self._java[0], "-XX:TieredStopAtLevel=1", *self._java[1:], "kafka.tools.StorageTool", "format"]
+        subprocess.run([*form, "-t", cluster, "-c", str(self._file)], capture_output=True, check=True)
+
+    def start(self) -> None:
+        """Start it, and wait until it listens."""
+        with self._told.open("ab") as output:
+            command = [*self._java, "kafka.Kafka", str(self._file)]
+            self._process = subprocess.Popen(command, stdout=output, stderr=output)
+        _wait_for(self._port, self._check)
+
+    def kill(self) -> None:
+        """Kill it; idempotent."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+    def _check(self) -> None:
+        assert self._process is not None
+        if self._process.poll() is not None:
+            raise NoBroker(f"the broker ended with {self._process.returncode}: {self._told.read_text()[-2000:]}")
 
 
 def fetched() -> Path:
