@@ -83,8 +83,10 @@ class Reader(Protocol):
     def read(self, max_records: int) -> RecordBatch | None:
         """Return the next batch, or None at the end.
 
-        A batch ends where the appended batch ended or after ``max_records``; its offsets start at ``position`` or
-        later (where retention or compaction removed records). Control batches are returned too.
+        A batch ends where an appended batch ended or after ``max_records``; those without ``progress`` may come
+        joined. Its offsets start at ``position`` or later (where retention, compaction or the marks of transactions
+        left gaps). Control batches are returned too. A log that fetches in the background returns None also where
+        nothing has come yet: then ``position`` lies before ``end_offset()``.
 
         Raises:
             CorruptError: a batch in the middle fails its checksum; names file and position.
@@ -93,7 +95,10 @@ class Reader(Protocol):
         ...
 
     def end_offset(self) -> int:
-        """Return the offset that the next appended record will get; cheap enough to call for every batch."""
+        """Return the offset that the next appended record will get; cheap enough to call for every batch.
+
+        It may be a moment old where others append; ``Log.end_offset`` is not.
+        """
         ...
 
     def close(self) -> None:
@@ -116,8 +121,8 @@ class Membership(Protocol):
     def poll(self) -> Assignment:
         """Observe the group, take what is free and meant for this member, and return what it should run.
 
-        Members whose heartbeat stood still for the session timeout, as measured by the caller's own clock, are
-        removed.
+        What others do may show a little later. Members whose heartbeat stood still for the session timeout are
+        removed; who measures it (the caller's own clock, or a broker) is up to the log.
 
         Raises:
             FencedError: this member itself was removed by the others; it must drop its tasks and join again.
@@ -197,7 +202,8 @@ class Log(Protocol):
     def append(self, partition: TopicPartition, batch: RecordBatch) -> int:
         """Append all records of ``batch`` as one and return the offset of its first.
 
-        Readers see the batch whole or not at all. Durability is what ``flush`` promises.
+        Readers see the batch whole or not at all, unless it is larger than the log takes as one: then it is appended
+        in pieces, in order. Durability is what ``flush`` promises.
 
         Raises:
             NotFoundError: no such topic or partition.

@@ -60,23 +60,28 @@ def check(batch: RecordBatch) -> None:
         raise InvalidError("the columns of the batch differ in length")
 
 
-def size_bytes(batch: RecordBatch) -> int:
-    """Return at most how many bytes the records of a batch take, not compressed."""
+def size_bytes(batch: RecordBatch, *, described: bool) -> int:
+    """Return at most how many bytes the records of a batch take, not compressed; for ``described`` see ``rows``."""
     count = len(batch)
     size = len(batch.values.joined) + sum(map(len, filter(None, batch.keys))) + _RECORD_OVERHEAD_BYTES * count
     if batch.headers is not None:
         size += sum(len(n) * 4 + len(v) + _HEADER_OVERHEAD_BYTES for row in batch.headers for n, v in row)
     if batch.origin is not None:
-        each = 9 if _speaks(batch) else len(batch.origin.source) * 4 + len(ID_HEADER) + 20 + _HEADER_OVERHEAD_BYTES
+        each = 9 if described else len(batch.origin.source) * 4 + len(ID_HEADER) + 20 + _HEADER_OVERHEAD_BYTES
         size += each * count
     return size + 128
 
 
-def rows(batch: RecordBatch) -> Iterator[Row]:
-    """Return the records of a batch as Kafka shall have them."""
+def rows(batch: RecordBatch, *, described: bool) -> Iterator[Row]:
+    """Return the records of a batch as Kafka shall have them.
+
+    Args:
+        batch: At least one record.
+        described: Whether the batch, or the one that it is a piece of, ``is_described``.
+    """
     headers: Iterable[list[tuple[str, bytes]]]  # the builder takes nothing but lists
     headers = [[]] * len(batch) if batch.headers is None else map(list, batch.headers)
-    if _speaks(batch):
+    if described:
         first, *rest = headers
         headers = [[*first, (BATCH_HEADER, _batch_header(batch))], *rest]
     elif batch.origin is not None:
@@ -99,27 +104,23 @@ def batches(records: Sequence[StoredRecord], place: str) -> list[RecordBatch]:
         CorruptError: what headrace wrote there makes no sense.
         InvalidError: a newer headrace wrote it.
     """
-    headers = list(map(attrgetter("headers"), records))
+    headers: list[Sequence[tuple[str, bytes | None]]] = list(map(attrgetter("headers"), records))
     if not any(headers):
         return [_plain(records, None)]
     starts = [i for i, row in enumerate(headers) if row and row[-1][0] == BATCH_HEADER]
-    if not starts:
-        return _with_ids(records, [tuple((name, value or b"") for name, value in row) for row in headers])
-    if starts[0]:
-        starts.insert(0, 0)
-    made = []
-    for start, stop in zip(starts, [*starts[1:], len(records)], strict=True):
-        part = headers[start:stop]
-        if not part[0] or part[0][-1][0] != BATCH_HEADER:
-            made.append(_plain(records[start:stop], None))
-            continue
-        described = part[0][-1][1] or b""
-        part[0] = part[0][:-1]
-        made.append(_described(records[start:stop], part, described, place))
+    made: list[RecordBatch] = []
+    at = 0
+    for start in [*starts, len(records)]:
+        if at < start:
+            made += _with_ids(records[at:start], [tuple((n, v or b"") for n, v in row) for row in headers[at:start]])
+        if start < len(records):
+            batch = _described(records, headers, start, place)
+            made.append(batch)
+            at = start + len(batch)
     return made
 
 
-def _speaks(batch: RecordBatch) -> bool:
+def is_described(batch: RecordBatch) -> bool:
     """Return whether the batch says something that no single record says."""
     return batch.control or batch.progress is not None
 
@@ -135,23 +136,26 @@ def _batch_header(batch: RecordBatch) -> bytes:
 
 
 def _described(
-    records: Sequence[StoredRecord], headers: Sequence[Sequence[tuple[str, bytes | None]]], described: bytes, place: str
+    records: Sequence[StoredRecord], headers: list[Sequence[tuple[str, bytes | None]]], start: int, place: str
 ) -> RecordBatch:
-    at = f"{place}, offset {records[0].offset}"
+    at = f"{place}, offset {records[start].offset}"
+    *others, (_, described) = headers[start]
+    headers[start] = others
     try:
-        version, *fields = msgpack.unpackb(described)
+        version, *fields = msgpack.unpackb(described or b"")
         if version > VERSION:
             raise InvalidError(f"a newer headrace wrote {at}: format {version}", remedy="Run that version")
         count, control, source, positions, progress = fields
         origin = None if source is None else Origin(source, array("q", accumulate(positions)))
         reached = None if progress is None else Progress(*progress)
+        rest = headers[start : start + count]
     except (ValueError, TypeError, msgpack.UnpackException) as error:
         raise CorruptError(f"the header {BATCH_HEADER} at {at} makes no sense") from error
-    if count != len(records) or (origin is not None and len(origin.positions) != count):
-        raise CorruptError(f"the batch at {at} has {len(records)} records and says that it has {count}")
-    batch = _plain(records, None)
-    if any(headers):
-        batch.headers = [tuple((name, value or b"") for name, value in row) for row in headers]
+    if not 0 < count == len(rest) or (origin is not None and len(origin.positions) != count):
+        raise CorruptError(f"the batch at {at} says that it has {count} records, and does not")
+    batch = _plain(records[start : start + count], None)
+    if any(rest):
+        batch.headers = [tuple((name, value or b"") for name, value in row) for row in rest]
     batch.origin, batch.progress, batch.control = origin, reached, control
     if control:
         batch.timestamps = [0] * count

@@ -16,6 +16,7 @@ from aiokafka.client import AIOKafkaClient
 from aiokafka.errors import (
     ClusterAuthorizationFailedError,
     GroupAuthorizationFailedError,
+    KafkaConnectionError,
     KafkaError,
     SaslAuthenticationFailed,
     TopicAuthorizationFailedError,
@@ -75,8 +76,13 @@ class Connection:
         client = AIOKafkaClient(**self.arguments)
         try:
             await client.bootstrap()
-        except BaseException:
+        except BaseException as error:
             await client.close()
+            if isinstance(error, KafkaConnectionError):
+                raise RetriableError(
+                    f"no broker at {self.servers} can be reached",
+                    remedy="Look at the address, the security protocol, the user and the network",
+                ) from error
             raise
         return client
 

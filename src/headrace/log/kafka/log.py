@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from concurrent.futures import TimeoutError as FutureTimeoutError
+from concurrent.futures import wait as wait_for_all
 
 from headrace.clock import Clock
 from headrace.errors import RetriableError
@@ -69,10 +69,10 @@ class KafkaLog:
         self._connection.call(self._topics.check(partition))
         if not len(batch):
             return self.end_offset(partition)
-        try:
-            return self._sender.send(partition, batch).result(TIMEOUT_S)
-        except (FutureTimeoutError, TimeoutError) as error:
-            raise RetriableError(f"the brokers did not acknowledge a batch for {partition}") from error
+        parts = self._sender.send(partition, batch)
+        if wait_for_all(parts, TIMEOUT_S).not_done:
+            raise RetriableError(f"the brokers did not acknowledge a batch for {partition} within {TIMEOUT_S:.0f} s")
+        return min(part.result() for part in parts)
 
     def send(self, partition: TopicPartition, batch: RecordBatch) -> None:
         """Append a batch behind what was sent before; ``flush`` waits until it is acknowledged."""

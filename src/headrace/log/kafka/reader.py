@@ -16,6 +16,9 @@ from headrace.log.kafka.fetching import Chunk, Feed, Fetcher
 from headrace.log.slices import BatchPieces
 from headrace.record import RecordBatch
 
+_TOGETHER = 1024
+"""Record batches of Kafka with fewer records are joined."""
+
 
 class KafkaReader:
     """Reads one partition forwards; see ``log.api.Reader``.
@@ -32,6 +35,8 @@ class KafkaReader:
         self._chunk: _Opened | None = None
         self._ready: deque[RecordBatch] = deque()
         self._pieces: BatchPieces | None = None
+        self._behind = 0
+        """The offset behind what is ready: what lies between is for nobody, such as the marks of transactions."""
 
     @property
     def position(self) -> int:
@@ -61,6 +66,9 @@ class KafkaReader:
         piece = self._pieces.take(max_records)
         if self._pieces.exhausted:
             self._pieces = None
+            if not self._ready:
+                self._position = max(piece.next_offset, self._behind)
+                return piece
         self._position = piece.next_offset
         return piece
 
@@ -73,7 +81,7 @@ class KafkaReader:
         self._connection.soon(self._fetcher.drop, self._feed)
 
     def _unpack(self) -> bool:
-        """Take the next of Kafka's record batches apart; return whether there was one."""
+        """Take the next of Kafka's record batches apart; return whether there were any."""
         feed = self._feed
         if self._chunk is None:
             if not feed.chunks:
@@ -88,10 +96,10 @@ class KafkaReader:
         if found is None:
             self._chunk = None
             return True
-        made, position = found
+        made, self._behind = found
         self._ready.extend(made)
         if not made:
-            self._position = max(position, self._position)  # nothing for anybody, such as the mark of a transaction
+            self._position = max(self._behind, self._position)
         return True
 
 
@@ -107,21 +115,26 @@ class _Opened:
         self._place = place
 
     def next(self) -> tuple[list[RecordBatch], int] | None:
-        """Return the batches in the next of Kafka's record batches, and the offset behind it."""
+        """Return the batches in the next of Kafka's record batches, and the offset behind them.
+
+        As many of these are taken together as make a good batch: other programs may write very small ones.
+        """
         if not self._records.has_next():
             return None
+        records: list[Any] = []
         try:
-            stored = self._records.next_batch()
-            if not stored.validate_crc():
-                raise CorruptRecordException("its checksum does not fit")
-            records = self._kept(stored)
+            while len(records) < _TOGETHER and self._records.has_next():
+                stored = self._records.next_batch()
+                if not stored.validate_crc():
+                    raise CorruptRecordException("its checksum does not fit")
+                records += self._kept(stored)
+                self._from = stored.next_offset
         except CorruptRecordException as error:
             raise CorruptError(
                 f"the records of {self._place} from offset {self._from} on are damaged: {error}",
                 remedy="Look at the broker and at the network",
             ) from error
-        self._from = stored.next_offset
-        return (batches(records, self._place) if records else []), stored.next_offset
+        return (batches(records, self._place) if records else []), self._from
 
     def _kept(self, stored: Any) -> list[Any]:
         producer = stored.producer_id

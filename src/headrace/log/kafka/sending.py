@@ -11,14 +11,14 @@ import threading
 from collections import deque
 from concurrent.futures import Future
 from concurrent.futures import wait as wait_for_all
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError, MessageSizeTooLargeError
 
 from headrace.errors import FatalError, HeadraceError, InvalidError, NotFoundError, RetriableError
-from headrace.log.kafka.codec import rows, size_bytes
+from headrace.log.kafka.codec import is_described, rows, size_bytes
 from headrace.log.kafka.connection import Connection
 from headrace.log.kafka.topics import Topics
 from headrace.log.slices import BatchPieces
@@ -76,17 +76,27 @@ class Sender:
     async def _close(self) -> None:
         await self._producer.stop()
 
-    def send(self, partition: TopicPartition, batch: RecordBatch) -> Future[int]:
-        """Have a batch sent behind what was sent before; return what will be the offset of its first record.
+    def send(self, partition: TopicPartition, batch: RecordBatch) -> list[Future[int]]:
+        """Have a batch sent behind what was sent before; return what will be the offset of the first of each part.
+
+        A batch is one part, unless it is larger than what Kafka takes as one.
 
         Raises:
             InvalidError: a record is larger than Kafka takes.
             RetriableError: the brokers do not take what waits already.
             FatalError: something sent before is lost.
         """
-        size = size_bytes(batch)
+        return self._send(partition, batch, is_described(batch))
+
+    def _send(self, partition: TopicPartition, batch: RecordBatch, described: bool) -> list[Future[int]]:
+        size = size_bytes(batch, described=described)
         if size > _BATCH_BYTES and len(batch) > 1:
-            return self._send_in_pieces(partition, batch)
+            share = max(1, len(batch) * _BATCH_BYTES // (2 * size))
+            pieces = BatchPieces(replace(batch, offsets=range(len(batch))), 0)
+            sent = []
+            while not pieces.exhausted:
+                sent += self._send(partition, pieces.take(share), described)
+            return sent
         if size > 2 * _BATCH_BYTES:
             raise InvalidError(f"a record for {partition} is larger than Kafka takes: about {size} bytes")
         with self._changed:
@@ -100,7 +110,7 @@ class Sender:
             parcel = queue[-1]
             first = parcel.count
             append = parcel.builder.append
-            for timestamp, key, value, headers in rows(batch):
+            for timestamp, key, value, headers in rows(batch, described=described):
                 added = append(timestamp=timestamp, key=key, value=value, headers=headers)
                 assert added is not None
             parcel.count += len(batch)
@@ -108,7 +118,7 @@ class Sender:
             self._waiting_bytes += size
         if fresh:
             self._connection.soon(self._start, partition)
-        return parcel.sent if not first else _shifted(parcel.sent, first)
+        return [parcel.sent if not first else _shifted(parcel.sent, first)]
 
     def flush(self) -> None:
         """Wait until everything sent before is acknowledged.
@@ -125,15 +135,6 @@ class Sender:
                 raise self._failure
         if waiting:
             raise RetriableError(f"the brokers did not acknowledge what was sent within {_FLUSH_S} s")
-
-    def _send_in_pieces(self, partition: TopicPartition, batch: RecordBatch) -> Future[int]:
-        share = max(1, len(batch) * _BATCH_BYTES // (2 * size_bytes(batch)))
-        batch.offsets = batch.offsets or range(len(batch))
-        pieces = BatchPieces(batch, 0)
-        first = self.send(partition, pieces.take(share))
-        while not pieces.exhausted:
-            self.send(partition, pieces.take(share))
-        return first
 
     def _wait_for_room(self) -> None:
         if self._waiting_bytes > _WAITING_BYTES:

@@ -183,9 +183,9 @@ class RecordContract(LogFixtures):
         reader.close()
 
     def test_batches_end_where_they_were_appended(self, log: Log) -> None:
-        """A read returns one appended batch at most."""
-        log.append(PART, make_batch([b"a", b"b"]))
-        log.append(PART, make_batch([b"c"]))
+        """A read returns one appended batch at most, if its producer says how far it has got."""
+        log.append(PART, make_batch([b"a", b"b"], progress=Progress(1, False, -1)))
+        log.append(PART, make_batch([b"c"], progress=Progress(2, False, -1)))
         reader = log.reader(PART, 0)
         assert [batch.values.split() for batch in read_all(reader)] == [[b"a", b"b"], [b"c"]]
         reader.close()
