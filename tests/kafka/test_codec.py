@@ -27,9 +27,7 @@ def record_batches(draw, *, kinds=("plain", "ids", "internal")):
     count = draw(st.integers(1, 12))
     columns = {}
     if draw(st.booleans()):
-        columns["headers"] = draw(
-            st.lists(st.lists(header, max_size=2).map(tuple), min_size=count, max_size=count)
-        )
+        columns["headers"] = draw(st.lists(st.lists(header, max_size=2).map(tuple), min_size=count, max_size=count))
     kind = draw(st.sampled_from(kinds))
     if kind != "plain":
         positions = draw(st.lists(st.integers(0, 2**50), min_size=count, max_size=count, unique=True))

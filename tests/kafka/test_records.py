@@ -164,6 +164,17 @@ def test_many_small_batches_leave_together(log):
     assert len(batches) < 500
 
 
+def test_readers_begin_where_they_are_told_to(log):
+    """However fast the first records come: they may be here before the reader is."""
+    for turn in range(30):
+        for i in range(1000):
+            log.send(PART, make_batch([b"%d-%d" % (turn, i)]))
+        log.flush()
+        reader = log.reader(PART, turn * 1000)
+        assert values_of(read_all(reader)) == [b"%d-%d" % (turn, i) for i in range(1000)]
+        reader.close()
+
+
 def test_two_readers_of_one_partition(log):
     one, two = log.reader(PART, 0), log.reader(PART, 1)
     log.append(PART, make_batch([b"a", b"b"]))
@@ -234,7 +245,9 @@ def test_files_of_options(tmp_path):
         KafkaOptions(security_protocol="SSL", ca_file=str(tmp_path / "none")).client()
 
 
-@pytest.mark.parametrize("url", ["kafka://", "kafka://host", "kafka://host:x", "kafka://user:pw@host:9092", "kafka://a:1,b"])
+@pytest.mark.parametrize(
+    "url", ["kafka://", "kafka://host", "kafka://host:x", "kafka://user:pw@host:9092", "kafka://a:1,b"]
+)
 def test_addresses_that_are_none(url):
     with pytest.raises(SettingsError, match="kafka://host:port"):
         servers_of(url)

@@ -212,4 +212,3 @@ def _id_of(row: Headers) -> tuple[str, int] | None:
     if not position.isdigit() or len(position) > 18:
         return None
     return source.decode("utf-8", "replace"), int(position)
-

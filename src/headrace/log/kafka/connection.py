@@ -178,9 +178,7 @@ class Connection:
         """Let the client's thread do other things for a while."""
         await asyncio.wait([self._never], timeout=seconds)
 
-    async def attempts(
-        self, attempt: Callable[[], Awaitable[_Result]], timeout_s: float = TIMEOUT_S - 5
-    ) -> _Result:
+    async def attempts(self, attempt: Callable[[], Awaitable[_Result]], timeout_s: float = TIMEOUT_S - 5) -> _Result:
         """Make an attempt again and again until what fails does not pass by itself or the time is over.
 
         Raises:

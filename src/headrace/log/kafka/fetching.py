@@ -65,6 +65,8 @@ class Feed:
     error: HeadraceError | None = None
     closed: bool = False
     not_before: float = 0
+    heard: float = 0
+    """When the broker answered last, by the loop's clock."""
 
     def hungry(self, now: float) -> bool:
         """Return whether more should be fetched."""
@@ -92,7 +94,7 @@ class Fetcher:
         # A request can name a partition once, so readers of one partition are served by requests of their own.
         taken = {feed.lane for feed in self._feeds if feed.partition == partition}
         lane = next(lane for lane in range(len(taken) + 1) if lane not in taken)
-        feed = Feed(partition, position, end, lane)
+        feed = Feed(partition, position, end, lane, heard=self._connection.loop.time())
         self._feeds.append(feed)
         self._turn()
         return feed
@@ -171,6 +173,7 @@ class Fetcher:
     def _take(self, feed: Feed, fields: list[Any]) -> None:
         end, stable, aborted, raw = fields[0], fields[1], fields[3], fields[-1]
         feed.end = max(end if stable < 0 else stable, feed.end)
+        feed.heard = self._connection.loop.time()
         if not raw:
             return
         position = _next_position(raw)

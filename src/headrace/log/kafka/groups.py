@@ -32,9 +32,7 @@ class KafkaGroup:
         session_timeout_ms: int,
     ) -> Membership:  # fmt: skip
         """Become a member; what it gets shows in ``poll`` once the group has settled."""
-        member = KafkaMembership(
-            self.name, self._connection, self._clock, member_id, units, assign, session_timeout_ms
-        )
+        member = KafkaMembership(self.name, self._connection, self._clock, member_id, units, assign, session_timeout_ms)
         self._connection.call(member.start())
         return member
 
@@ -102,4 +100,3 @@ async def _committed(connection: Connection, name: str) -> dict[TopicPartition, 
             if offset >= 0:
                 found[TopicPartition(topic, number)] = Committed(offset, metadata or "")
     return dict(sorted(found.items()))
-

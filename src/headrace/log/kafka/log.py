@@ -89,7 +89,7 @@ class KafkaLog:
     def reader(self, partition: TopicPartition, offset: int) -> Reader:
         """Read ``partition`` from ``offset`` on."""
         feed = self._connection.call(self._fetcher.open(partition, offset))
-        return KafkaReader(self._connection, self._fetcher, feed)
+        return KafkaReader(self._connection, self._fetcher, feed, offset)
 
     def start_offset(self, partition: TopicPartition) -> int:
         """Return the oldest offset that is kept."""

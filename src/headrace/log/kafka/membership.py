@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from aiokafka.coordinator.protocol import ConsumerProtocolMemberAssignment, ConsumerProtocolMemberMetadata
 from aiokafka.errors import (
@@ -48,6 +48,14 @@ _LONGEST_REBALANCE_MS = 30_000
 _COMMIT_S = 20
 
 
+class _Has(NamedTuple):
+    """What a member holds; replaced as a whole, as another thread reads it."""
+
+    grant: Grant
+    released: frozenset[str]
+    """What was released and not told to the leader yet."""
+
+
 class KafkaMembership:
     """See ``log.api.Membership``."""
 
@@ -69,11 +77,7 @@ class KafkaMembership:
         """Kafka's id of this member."""
         self._generation = -1
         """Kafka's, which grows with every rebalance."""
-        self._grant = Grant(member_id, 0, {}, (), {}, ())
-        self._released: frozenset[str] = frozenset()
-        """What was released and not told to the leader yet."""
-        self._claimed: frozenset[str] = frozenset()
-        """What was released when the leader was told last."""
+        self._has = _Has(Grant(member_id, 0, {}, (), {}, ()), frozenset())
         self._release_due: float | None = None
         self._fenced = self._left = False
         self._failure: HeadraceError | None = None
@@ -97,7 +101,8 @@ class KafkaMembership:
         """Return what this member should run, as of the last rebalance."""
         self._check()
         self._connection.soon(self._beat.set)
-        return self._grant.assignment(self._released)
+        has = self._has
+        return has.grant.assignment(has.released)
 
     def release(self, unit: str) -> None:
         """Give up a unit; the group learns of it in a rebalance. Idempotent."""
@@ -122,11 +127,13 @@ class KafkaMembership:
     # --- in the client's thread
 
     async def _release(self, unit: str) -> None:
-        if unit in self._grant.leases and unit not in self._released:
-            self._released |= {unit}
+        grant, released = self._has
+        if unit in grant.leases and unit not in released:
+            released |= {unit}
+            self._has = _Has(grant, released)
             now = self._connection.loop.time()
             self._release_due = self._release_due or now + _TOGETHER_S
-            if set(self._grant.revoked) <= self._released:
+            if set(grant.revoked) <= released:
                 self._release_due = now
             self._beat.set()
 
@@ -206,8 +213,7 @@ class KafkaMembership:
         return self._beat.is_set()
 
     async def _join(self) -> None:
-        told = self._released
-        grant = self._grant
+        grant, told = self._has
         held = {unit: epoch for unit, epoch in grant.leases.items() if unit not in told}
         claim = Claim(
             self.member_id, self._joined_ms, list(self._units), held, grant.known, grant.generation, grant.instances
@@ -233,8 +239,8 @@ class KafkaMembership:
         got = Grant.decode(ConsumerProtocolMemberAssignment.decode(sync.member_assignment).user_data)
         self._alive = self._connection.loop.time()
         # What was released while the group settled is still ours as the leader sees it, and must be told again.
-        since = (self._released - told) & got.leases.keys()
-        self._grant, self._released = got, frozenset(since)
+        since = (self._has.released - told) & got.leases.keys()
+        self._has = _Has(got, frozenset(since))
         if since:
             self._release_due = self._connection.loop.time()
         if got.fenced:
@@ -308,7 +314,8 @@ class KafkaMembership:
             )
 
     def _check_lease(self, lease: Lease) -> None:
-        if lease.unit in self._released or self._grant.leases.get(lease.unit) != lease.epoch:
+        grant, released = self._has
+        if lease.unit in released or grant.leases.get(lease.unit) != lease.epoch:
             raise FencedError(
                 f"unit {lease.unit} of group {self._group} is no longer held under epoch {lease.epoch}",
                 remedy="Drop the task; its new owner continues from its last checkpoint",

@@ -20,6 +20,10 @@ _TOGETHER = 1024
 """Record batches of Kafka with fewer records are joined."""
 
 
+_SILENT_S = 5
+"""A broker that did not answer for so long may have got records that nobody here knows of."""
+
+
 class KafkaReader:
     """Reads one partition forwards; see ``log.api.Reader``.
 
@@ -27,11 +31,11 @@ class KafkaReader:
     which ``position`` and ``end_offset`` tell apart.
     """
 
-    def __init__(self, connection: Connection, fetcher: Fetcher, feed: Feed) -> None:
+    def __init__(self, connection: Connection, fetcher: Fetcher, feed: Feed, position: int) -> None:
         self._connection = connection
         self._fetcher = fetcher
         self._feed = feed
-        self._position = feed.position
+        self._position = position  # that of the feed is ahead already
         self._chunk: _Opened | None = None
         self._ready: deque[RecordBatch] = deque()
         self._pieces: BatchPieces | None = None
@@ -51,7 +55,7 @@ class KafkaReader:
         self._chunk, self._pieces = None, None
         self._ready.clear()
         old = self._feed
-        self._feed = Feed(old.partition, offset, old.end, old.lane)
+        self._feed = Feed(old.partition, offset, old.end, old.lane, heard=old.heard)
         self._connection.soon(self._fetcher.exchange, old, self._feed)
 
     def read(self, max_records: int) -> RecordBatch | None:
@@ -73,8 +77,13 @@ class KafkaReader:
         return piece
 
     def end_offset(self) -> int:
-        """Return the offset that the next record will get, as of the broker's last answer."""
-        return max(self._feed.end, self._position)
+        """Return the offset that the next record will get, as of the broker's last answer.
+
+        If that is too long ago, nobody knows where the end is, and so the reader is not there.
+        """
+        feed = self._feed
+        silent = self._connection.loop.time() - feed.heard > _SILENT_S
+        return max(feed.end, self._position + silent)
 
     def close(self) -> None:
         """Fetch no more."""

@@ -53,7 +53,7 @@ class Topics:
         """Return how many partitions a topic has, None if there is no such topic."""
         if topic not in self._partitions:
             response = await self._connection.metadata([topic])
-            (code, _, _, parts), = _fields(response)
+            ((code, _, _, parts),) = _fields(response)
             if code == _UNKNOWN_TOPIC or (not parts and code != LeaderNotAvailableError.errno):
                 return None
             check_code(code)
@@ -222,4 +222,3 @@ def _limit(text: str) -> int | None:
 
 def _fields(response: Any) -> list[tuple[int, str, bool, list[Any]]]:
     return [(code, name, own, parts) for code, name, own, parts in response.topics]
-
