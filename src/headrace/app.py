@@ -314,6 +314,8 @@ def run_worker(
     """Run one of several workers, in a process of its own; the supervisor calls this there."""
     clock = SystemClock()
     topology = load_topology(spec)
+    if settings.kafka_instance_id:
+        settings = dataclasses.replace(settings, kafka_instance_id=f"{settings.kafka_instance_id}-{index}")
     log = open_log(settings, clock)
     try:
         planned = prepare(topology, log, settings)

@@ -124,6 +124,7 @@ class Sender:
         """Wait until everything sent before is acknowledged.
 
         Raises:
+            NotFoundError: a topic was deleted.
             RetriableError: the brokers do not acknowledge it; it will be sent all the same.
             FatalError: something is lost.
         """
@@ -134,6 +135,9 @@ class Sender:
             if self._failure is not None:
                 raise self._failure
         if waiting:
+            for partition in list(self._under_way):
+                self._topics.forget(partition.topic)
+                self._connection.call(self._topics.check(partition))
             raise RetriableError(f"the brokers did not acknowledge what was sent within {_FLUSH_S} s")
 
     def _wait_for_room(self) -> None:
