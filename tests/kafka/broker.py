@@ -123,22 +123,29 @@ class JavaBroker:
 
     Args:
         directory: For what it writes; empty.
-        more: Settings of its own.
+        user: A name and a password; makes a second listener, with TLS and SCRAM, at ``secure_address``, whose
+            certificate is in ``certificate``.
     """
 
-    def __init__(self, directory: Path, **more: str) -> None:
+    def __init__(self, directory: Path, user: tuple[str, str] | None = None) -> None:
         self._port, controller_port = free_port(), free_port()
         self.address = f"127.0.0.1:{self._port}"
         self._told = directory / "broker.log"
         self._file = directory / "server.properties"
         settings = properties(self._port, controller_port, directory / "data")
-        settings |= {name.replace("_", "."): value for name, value in more.items()}
+        options: list[str] = []
+        if user is not None:
+            secure_port = free_port()
+            self.secure_address = f"127.0.0.1:{secure_port}"
+            self.certificate = directory / "certificate.pem"
+            settings |= _secured(settings, secure_port, self.certificate)
+            options = ["--add-scram", f"SCRAM-SHA-512=[name={user[0]},password={user[1]}]"]
         self._file.write_text("".join(f"{name}={value}\n" for name, value in settings.items()))
         self._java = ["java", "-Xmx384m", "-Xss512k", "-XX:+UseSerialGC", "-cp", f"{fetched()}/*"]
         self._process: subprocess.Popen[bytes] | None = None
         cluster = base64.urlsafe_b64encode(os.urandom(16)).rstrip(b"=").decode().replace("-", "A")
         form = [self._java[0], "-XX:TieredStopAtLevel=1", *self._java[1:], "kafka.tools.StorageTool", "format"]
-        subprocess.run([*form, "-t", cluster, "-c", str(self._file)], capture_output=True, check=True)
+        subprocess.run([*form, "-t", cluster, "-c", str(self._file), *options], capture_output=True, check=True)
 
     def start(self) -> None:
         """Start it, and wait until it listens."""
@@ -158,6 +165,27 @@ class JavaBroker:
         assert self._process is not None
         if self._process.poll() is not None:
             raise NoBroker(f"the broker ended with {self._process.returncode}: {self._told.read_text()[-2000:]}")
+
+
+def _secured(settings: dict[str, str], port: int, certificate: Path) -> dict[str, str]:
+    """Return what a listener with TLS and SCRAM needs, and make its certificate."""
+    key = certificate.with_suffix(".key")
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
+    command += ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(certificate)]
+    subprocess.run(command, capture_output=True, check=True)
+    one_line = {file: file.read_text().replace("\n", "\\n") for file in (key, certificate)}
+    address = f"SASL_SSL://127.0.0.1:{port}"
+    name = "listener.name.sasl_ssl"
+    return {
+        "listeners": f"{settings['listeners']},{address}",
+        "advertised.listeners": f"{settings['advertised.listeners']},{address}",
+        "listener.security.protocol.map": f"{settings['listener.security.protocol.map']},SASL_SSL:SASL_SSL",
+        "sasl.enabled.mechanisms": "SCRAM-SHA-512",
+        f"{name}.scram-sha-512.sasl.jaas.config": "org.apache.kafka.common.security.scram.ScramLoginModule required;",
+        f"{name}.ssl.keystore.type": "PEM",
+        f"{name}.ssl.keystore.key": one_line[key],
+        f"{name}.ssl.keystore.certificate.chain": one_line[certificate],
+    }
 
 
 def fetched() -> Path:

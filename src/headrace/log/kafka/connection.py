@@ -16,6 +16,8 @@ from aiokafka.client import AIOKafkaClient
 from aiokafka.errors import (
     ClusterAuthorizationFailedError,
     GroupAuthorizationFailedError,
+    InconsistentGroupProtocolError,
+    InvalidSessionTimeoutError,
     KafkaConnectionError,
     KafkaError,
     SaslAuthenticationFailed,
@@ -24,7 +26,7 @@ from aiokafka.errors import (
 )
 from aiokafka.protocol.metadata import MetadataRequest
 
-from headrace.errors import FatalError, HeadraceError, RetriableError, SettingsError
+from headrace.errors import FatalError, HeadraceError, InvalidError, RetriableError, SettingsError
 from headrace.log.kafka.options import KafkaOptions
 
 _Result = TypeVar("_Result")
@@ -34,6 +36,8 @@ TIMEOUT_S = 30.0
 _REQUEST_TIMEOUT_MS = 40_000
 """Longer than anybody waits for the others of a group."""
 _RETRY_S = 0.1
+_CLOSING_S = 0.02
+"""What sockets get to close."""
 
 _DENIED = (
     ClusterAuthorizationFailedError,
@@ -137,6 +141,7 @@ class Connection:
             task.cancel()
         if left:
             self.loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
+        self.loop.run_until_complete(self.pause(_CLOSING_S))
         self.loop.close()
 
     def translated(self, error: KafkaError, what: str = "") -> HeadraceError:
@@ -144,6 +149,13 @@ class Connection:
         told = f"Kafka at {self.servers}{what and f' ({what})'} says {type(error).__name__}"
         if str(error):
             told += f": {error}"
+        if isinstance(error, InvalidSessionTimeoutError):
+            return SettingsError(
+                told,
+                remedy="Raise HEADRACE_SESSION_TIMEOUT: brokers take no less than 6s unless they are told otherwise",
+            )
+        if isinstance(error, InconsistentGroupProtocolError):
+            return InvalidError(told, remedy="Another program uses the group: give another one with --group")
         if isinstance(error, _DENIED):
             return SettingsError(told, remedy="Look at HEADRACE_KAFKA_USERNAME, its password, and what it may do")
         return RetriableError(told) if error.retriable else FatalError(told)
