@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import gc
 import importlib
 import logging
@@ -71,8 +70,13 @@ class RunStatus:
     metrics_url: str | None
 
 
-def open_log(settings: Settings, clock: Clock) -> Log:
-    """Open the log that the settings name.
+def open_log(settings: Settings, clock: Clock, worker: int | None = None) -> Log:
+    """Open the log that the settings name; what Kafka wants to be told beside stands in ``HEADRACE_KAFKA_*``.
+
+    Args:
+        settings: Say which.
+        clock: For the log.
+        worker: Which of several workers on this machine uses it.
 
     Raises:
         SettingsError: there is no such kind of log, or it cannot be used.
@@ -85,9 +89,10 @@ def open_log(settings: Settings, clock: Clock) -> Log:
         from headrace.log.kafka.log import KafkaLog
         from headrace.log.kafka.options import KafkaOptions
 
-        names = [field.name for field in dataclasses.fields(KafkaOptions)]
-        options = KafkaOptions(**{name: getattr(settings, f"kafka_{name}") for name in names})
-        return KafkaLog(settings.log, clock=clock, options=options)
+        client_log = logging.getLogger("aiokafka")
+        if client_log.level == logging.NOTSET:
+            client_log.setLevel(logging.CRITICAL)  # it says the same many times a second; the log says it once
+        return KafkaLog(settings.log, clock=clock, options=KafkaOptions.load(os.environ, worker))
     if "://" in settings.log:
         scheme = settings.log.split("://")[0]
         raise SettingsError(
@@ -314,9 +319,7 @@ def run_worker(
     """Run one of several workers, in a process of its own; the supervisor calls this there."""
     clock = SystemClock()
     topology = load_topology(spec)
-    if settings.kafka_instance_id:
-        settings = dataclasses.replace(settings, kafka_instance_id=f"{settings.kafka_instance_id}-{index}")
-    log = open_log(settings, clock)
+    log = open_log(settings, clock, index)
     try:
         planned = prepare(topology, log, settings)
         metrics = Metrics(version("headrace"))

@@ -98,25 +98,6 @@ class Settings:
     """Partitions of internal topics; 0 takes the number of the widest source."""
     fsync: str = "checkpoint"
     """When the embedded log forces bytes to the disk: ``checkpoint``, ``always`` or ``never``."""
-    kafka_security_protocol: str = "PLAINTEXT"
-    """``PLAINTEXT``, ``SSL``, ``SASL_PLAINTEXT`` or ``SASL_SSL``."""
-    kafka_sasl_mechanism: str = ""
-    """``PLAIN``, ``SCRAM-SHA-256``, ``SCRAM-SHA-512`` or, for MSK with IAM, ``AWS_MSK_IAM``."""
-    kafka_username: str = ""
-    """Name for Kafka."""
-    kafka_password: str = dataclasses.field(default="", repr=False)
-    """Password for Kafka; better in a file."""
-    kafka_password_file: str = ""
-    """A file that holds the password for Kafka."""
-    kafka_ca_file: str = ""
-    """Certificates to trust instead of the system's."""
-    kafka_compression: str = "none"
-    """How records are compressed for Kafka: ``none``, ``gzip`` or, with the package cramjam, ``snappy``, ``lz4``,
-    ``zstd``."""
-    kafka_replication: int = 0
-    """Replicas of topics that are created in Kafka; 0 takes what the brokers say."""
-    kafka_instance_id: str = ""
-    """Makes this worker a static member of its group; each worker needs another."""
 
     def __post_init__(self) -> None:
         for name, least in _LEAST.items():

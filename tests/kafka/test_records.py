@@ -233,6 +233,14 @@ def test_options_that_do_not_fit(options, told):
         KafkaOptions(**options)
 
 
+def test_options_come_from_the_environment():
+    given = {"HEADRACE_KAFKA_COMPRESSION": "gzip", "HEADRACE_KAFKA_REPLICATION": "2", "HEADRACE_KAFKA_INSTANCE_ID": "s"}
+    assert KafkaOptions.load(given, 3) == KafkaOptions(compression="gzip", replication=2, instance_id="s-3")
+    assert KafkaOptions.load({"HEADRACE_KAFKA_USERNAME": ""}) == KafkaOptions()
+    with pytest.raises(SettingsError, match="REPLICATION"):
+        KafkaOptions.load({"HEADRACE_KAFKA_REPLICATION": "two"})
+
+
 def test_files_of_options(tmp_path):
     given = {"security_protocol": "SASL_PLAINTEXT", "sasl_mechanism": "SCRAM-SHA-512", "username": "u"}
     secret = tmp_path / "secret"

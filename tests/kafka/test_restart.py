@@ -8,12 +8,16 @@ import threading
 import pytest
 
 from headrace.clock import SystemClock
+from headrace.demo.payments import Payments
 from headrace.log.kafka.log import KafkaLog
 from headrace.record import TopicPartition
 from headrace.testing.conformance.log_support import assign_evenly, make_batch, read_all, until, values_of
+from tests.e2e.harness import committed, expected, fill, kill_all, results, wait_for
 from tests.kafka.broker import REMEDY, JavaBroker, has_java
+from tests.kafka.test_card_spend import KafkaSite
 
 PART = TopicPartition("payments", 0)
+PAYMENTS = Payments(count=20_000, customers=1_000, duplicate_share=0.02, late_share=0.01)
 
 
 @pytest.fixture
@@ -55,3 +59,21 @@ def test_a_broker_that_comes_back(broker):
     member.leave()
     reader.close()
     log.close()
+
+
+def test_a_worker_outlives_its_broker(broker, tmp_path):
+    site = KafkaSite(tmp_path, broker.address)
+    fill(site, PAYMENTS, 4)
+    process = site.start(
+        "run", "topologies.card_spend", HEADRACE_CHECKPOINT_INTERVAL="200ms", HEADRACE_BATCH_RECORDS="20"
+    )
+    try:
+        wait_for(lambda: committed(site, "card-spend") > 1000)
+        broker.kill()
+        broker.start()
+        wait_for(lambda: committed(site, "card-spend") >= PAYMENTS.count or process.poll() is not None, 90)
+        assert process.poll() is None, process.communicate()[0]
+    finally:
+        kill_all(process)
+    site.run("run", "topologies.card_spend", "--until-end")
+    assert results(site.read("spend-per-minute")) == expected(site)

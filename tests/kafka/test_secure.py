@@ -53,9 +53,10 @@ def test_with_name_and_password(broker, tmp_path):
 
 @pytest.mark.parametrize(
     ("more", "kind"),
-    [({"password": "wrong"}, (SettingsError, RetriableError)), ({"ca_file": ""}, RetriableError)],
+    [({"password": "wrong"}, SettingsError), ({"ca_file": ""}, RetriableError)],
 )
 def test_what_is_refused(broker, more, kind):
     with pytest.raises(kind) as raised:
         KafkaLog(f"kafka://{broker.secure_address}", clock=SystemClock(), options=options(broker, **more))
-    assert "pass" not in str(raised.value).replace("password", "")
+    assert "wrong" not in str(raised.value)
+    assert "pass-word" not in str(raised.value)

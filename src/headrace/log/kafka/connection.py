@@ -13,6 +13,7 @@ from concurrent.futures import TimeoutError as FutureTimeoutError
 from typing import Any, TypeVar
 
 from aiokafka.client import AIOKafkaClient
+from aiokafka.conn import create_conn
 from aiokafka.errors import (
     ClusterAuthorizationFailedError,
     GroupAuthorizationFailedError,
@@ -83,12 +84,26 @@ class Connection:
         except BaseException as error:
             await client.close()
             if isinstance(error, KafkaConnectionError):
-                raise RetriableError(
-                    f"no broker at {self.servers} can be reached",
-                    remedy="Look at the address, the security protocol, the user and the network",
-                ) from error
+                raise await self._unreachable(*client.hosts[0][:2]) from error
             raise
         return client
+
+    async def _unreachable(self, host: str, port: int) -> HeadraceError:
+        """Return why nothing can be reached, which the client tells only its own log."""
+        arguments = {name: value for name, value in self.arguments.items() if name != "bootstrap_servers"}
+        try:
+            connection = await create_conn(host, port, **arguments)
+        except (TimeoutError, OSError, KafkaError) as error:
+            if isinstance(error, _DENIED):
+                return self.translated(error)
+            why = f": {type(error).__name__}" + (f": {error}" if isinstance(error, OSError) else "")
+        else:
+            connection.close()
+            why = ""
+        return RetriableError(
+            f"no broker at {self.servers} can be reached{why}",
+            remedy="Look at the address, at HEADRACE_KAFKA_SECURITY_PROTOCOL, at the user and at the network",
+        )
 
     def call(self, work: Coroutine[Any, Any, _Result], timeout_s: float = TIMEOUT_S) -> _Result:
         """Run ``work`` in the client's thread and wait for it.

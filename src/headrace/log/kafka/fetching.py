@@ -83,6 +83,8 @@ class Fetcher:
         self._offsets = offsets
         self._feeds: list[Feed] = []
         self._under_way: dict[tuple[int, int], asyncio.Task[None]] = {}
+        self._silent: set[int] = set()
+        """Brokers that did not answer the last time."""
 
     async def open(self, partition: TopicPartition, position: int) -> Feed:
         """Begin to fetch a partition.
@@ -140,8 +142,13 @@ class Fetcher:
     async def _fetch(self, way: tuple[int, int], feeds: list[Feed]) -> None:
         try:
             await self._ask(way, feeds)
+            if way[0] in self._silent:
+                self._silent.discard(way[0])
+                _log.warning("Kafka's broker %d answers again", way[0])
         except KafkaError as error:
-            _log.debug("fetching from broker %d failed: %s", way[0], error)
+            if way[0] not in self._silent:
+                self._silent.add(way[0])
+                _log.warning("Kafka's broker %d does not answer and is asked again and again: %r", way[0], error)
             self._connection.client.force_metadata_update()
             for feed in feeds:
                 self._put_off(feed)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,34 @@ class KafkaOptions:
                 f"{self.sasl_mechanism} needs a name and a password",
                 remedy="Set HEADRACE_KAFKA_USERNAME and HEADRACE_KAFKA_PASSWORD or HEADRACE_KAFKA_PASSWORD_FILE",
             )
+
+    @classmethod
+    def load(cls, environment: Mapping[str, str], worker: int | None = None) -> KafkaOptions:
+        """Return what the variables ``HEADRACE_KAFKA_*`` say.
+
+        Args:
+            environment: The variables.
+            worker: Which of several workers on this machine it is for: each has an instance id of its own.
+
+        Raises:
+            SettingsError: a value cannot be used.
+
+        Example:
+            >>> KafkaOptions.load({"HEADRACE_KAFKA_INSTANCE_ID": "slot-1"}, worker=0).instance_id
+            'slot-1-0'
+        """
+        given: dict[str, Any] = {}
+        for option in fields(cls):
+            value = environment.get(f"HEADRACE_KAFKA_{option.name.upper()}", "")
+            if value:
+                given[option.name] = value
+        if "replication" in given:
+            if not given["replication"].isdigit():
+                raise SettingsError(f"HEADRACE_KAFKA_REPLICATION is not a whole number: {given['replication']!r}")
+            given["replication"] = int(given["replication"])
+        if worker is not None and "instance_id" in given:
+            given["instance_id"] += f"-{worker}"
+        return cls(**given)
 
     def client(self) -> dict[str, Any]:
         """Return the arguments that every aiokafka client takes.
