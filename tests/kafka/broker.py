@@ -93,6 +93,8 @@ def properties(port: int, controller_port: int, directory: Path) -> dict[str, st
         "share.coordinator.state.topic.min.isr": "1",
         "group.initial.rebalance.delay.ms": "0",
         "group.min.session.timeout.ms": "100",
+        "broker.session.timeout.ms": "2000",  # how long one that was killed is waited for
+        "broker.heartbeat.interval.ms": "500",
     }
 
 

@@ -7,6 +7,7 @@ import random
 import signal
 import subprocess
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,10 +16,11 @@ import pytest
 
 from headrace.clock import SystemClock
 from headrace.demo.payments import Payments
+from headrace.log.api import Log
 from headrace.log.kafka.log import KafkaLog
 from headrace.record import Record, TopicPartition
 from headrace.testing.conformance.log_support import read_all
-from tests.e2e.harness import Site, _decoded, committed, expected, fill, kill_all, results, wait_for, workers_of
+from tests.e2e.harness import Site, _decoded, expected, fill, kill_all, results, wait_for, workers_of
 from tests.kafka.clean import wipe
 
 PAYMENTS = Payments(count=30_000, customers=2_000, duplicate_share=0.02, late_share=0.01)
@@ -76,8 +78,9 @@ def test_a_killed_worker(site: KafkaSite, topology: str) -> None:
     process = site.start("run", topology, "--workers", "2", **slow)
     try:
         for _ in range(2):
-            goal = committed(site, group) + rng.randrange(1000, 6000)
-            wait_for(partial(reached, site, group, goal, process))
+            with closing(site.open()) as log:
+                goal = committed(log, group) + rng.randrange(1000, 6000)
+                wait_for(partial(reached, log, group, goal, process))
             if process.poll() is not None:
                 pytest.fail(process.communicate()[0])
             os.kill(rng.choice(wait_for(partial(workers_of, process))), signal.SIGKILL)
@@ -91,6 +94,11 @@ def test_a_killed_worker(site: KafkaSite, topology: str) -> None:
         assert sum(count for count, _ in found.values()) == len(site.read("payments"))
 
 
-def reached(site: Site, group: str, goal: int, process: subprocess.Popen[str]) -> bool:
+def committed(log: Log, group: str) -> int:
+    """Return how many records the tasks of a topology have read, by their last checkpoints."""
+    return sum(position.offset for position in log.group(group).committed().values())
+
+
+def reached(log: Log, group: str, goal: int, process: subprocess.Popen[str]) -> bool:
     """Return whether that many records were read, or the command has ended."""
-    return committed(site, group) >= goal or process.poll() is not None
+    return committed(log, group) >= goal or process.poll() is not None

@@ -8,21 +8,18 @@ from functools import partial
 import pytest
 
 from headrace.demo.payments import Payments
-from tests.e2e.harness import committed, expected, fill, kill_all, results, wait_for
+from headrace.log.api import Log
+from tests.e2e.harness import expected, fill, kill_all, results, wait_for
 from tests.kafka.clean import wipe
-from tests.kafka.test_card_spend import KafkaSite
+from tests.kafka.test_card_spend import KafkaSite, committed
 
 PAYMENTS = Payments(count=30_000, customers=2_000, duplicate_share=0.02, late_share=0.01)
 SLOW = {"HEADRACE_CHECKPOINT_INTERVAL": "300ms", "HEADRACE_BATCH_RECORDS": "20"}
 
 
-def holders(site: KafkaSite) -> list[int]:
+def holders(log: Log) -> list[int]:
     """Return how many tasks each worker has."""
-    log = site.open()
-    try:
-        return sorted(len(member.units) for member in log.group("card-spend").members())
-    finally:
-        log.close()
+    return sorted(len(member.units) for member in log.group("card-spend").members())
 
 
 @pytest.mark.parametrize("machines", ["one", "two"])
@@ -33,20 +30,22 @@ def test_one_comes_and_the_other_goes(tmp_path, kafka, machines):
     there = {} if machines == "one" else {"HEADRACE_STATE_DIR": str(tmp_path / "elsewhere")}
     first = site.start("run", "topologies.card_spend", **SLOW)
     second = None
+    log = site.open()
     try:
-        wait_for(lambda: holders(site) == [4] and committed(site, "card-spend") > 1000)
+        wait_for(lambda: holders(log) == [4] and committed(log, "card-spend") > 1000)
         second = site.start("run", "topologies.card_spend", **SLOW, **there)
-        wait_for(lambda: holders(site) == [2, 2])
-        before = committed(site, "card-spend")
-        wait_for(partial(further, site, before + 2000))
+        wait_for(lambda: holders(log) == [2, 2])
+        before = committed(log, "card-spend")
+        wait_for(partial(further, log, before + 2000))
         first.send_signal(signal.SIGTERM)
         output, _ = first.communicate(timeout=40)
         assert first.returncode == 0, output
-        wait_for(lambda: holders(site) == [4])
+        wait_for(lambda: holders(log) == [4])
         second.send_signal(signal.SIGTERM)
         output, _ = second.communicate(timeout=40)
         assert second.returncode == 0, output
     finally:
+        log.close()
         kill_all(first)
         if second is not None:
             kill_all(second)
@@ -56,5 +55,5 @@ def test_one_comes_and_the_other_goes(tmp_path, kafka, machines):
     assert len(records) == len(results(records)), "an orderly hand-over repeats nothing"
 
 
-def further(site: KafkaSite, goal: int) -> bool:
-    return committed(site, "card-spend") >= min(goal, PAYMENTS.count)
+def further(log: Log, goal: int) -> bool:
+    return committed(log, "card-spend") >= min(goal, PAYMENTS.count)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from contextlib import closing
 
 import pytest
 
@@ -12,7 +13,7 @@ from headrace.demo.payments import Payments
 from headrace.log.kafka.log import KafkaLog
 from headrace.record import TopicPartition
 from headrace.testing.conformance.log_support import assign_evenly, make_batch, read_all, until, values_of
-from tests.e2e.harness import committed, expected, fill, kill_all, results, wait_for
+from tests.e2e.harness import expected, fill, kill_all, results, wait_for
 from tests.kafka.broker import REMEDY, JavaBroker, has_java
 from tests.kafka.test_card_spend import KafkaSite
 
@@ -61,6 +62,10 @@ def test_a_broker_that_comes_back(broker):
     log.close()
 
 
+def committed(log):
+    return sum(position.offset for position in log.group("card-spend").committed().values())
+
+
 def test_a_worker_outlives_its_broker(broker, tmp_path):
     site = KafkaSite(tmp_path, broker.address)
     fill(site, PAYMENTS, 4)
@@ -68,10 +73,12 @@ def test_a_worker_outlives_its_broker(broker, tmp_path):
         "run", "topologies.card_spend", HEADRACE_CHECKPOINT_INTERVAL="200ms", HEADRACE_BATCH_RECORDS="20"
     )
     try:
-        wait_for(lambda: committed(site, "card-spend") > 1000)
+        with closing(site.open()) as log:
+            wait_for(lambda: committed(log) > 1000)
         broker.kill()
         broker.start()
-        wait_for(lambda: committed(site, "card-spend") >= PAYMENTS.count or process.poll() is not None, 90)
+        with closing(site.open()) as log:
+            wait_for(lambda: committed(log) >= PAYMENTS.count or process.poll() is not None, 90)
         assert process.poll() is None, process.communicate()[0]
     finally:
         kill_all(process)

@@ -84,12 +84,10 @@ class KafkaMembership:
         self._node: int | None = None
         self._beat = asyncio.Event()
         self._beaten = 0.0
-        self._alive = 0.0
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Begin to join."""
-        self._alive = self._connection.loop.time()
         self._task = self._connection.loop.create_task(self._run())
         self._connection.at_end(self._stop)
 
@@ -156,6 +154,7 @@ class KafkaMembership:
             try:
                 if rejoin:
                     await self._join()
+                    rejoin = False
                 rejoin = await self._live()
             except (RebalanceInProgressError, IllegalGenerationError, MemberIdRequired):
                 rejoin = True
@@ -181,8 +180,8 @@ class KafkaMembership:
 
     async def _again(self) -> None:
         self._node = None
-        if self._generation >= 0 and (self._connection.loop.time() - self._alive) * 1000 > self._timeout_ms:
-            self._lost(UnknownMemberIdError())  # whoever cannot tell that it lives is taken for dead
+        # Whoever cannot reach the group keeps what it has: it can neither read nor write meanwhile, and the group will
+        # say if it has removed the member. An outage for all is no reason to begin anew.
         await self._connection.pause(0.3)
 
     async def _live(self) -> bool:
@@ -200,7 +199,6 @@ class KafkaMembership:
                 self._beaten = loop.time()
                 code = (await self._ask(HeartbeatRequest(self._group, self._generation, self._instance))).error_code
                 self._check_code(code)
-                self._alive = loop.time()
 
     async def _told(self, timeout_s: float) -> bool:
         """Wait for the worker to say that it lives, or has released something; return whether it did."""
@@ -237,7 +235,6 @@ class KafkaMembership:
         )
         self._check_code(sync.error_code)
         got = Grant.decode(ConsumerProtocolMemberAssignment.decode(sync.member_assignment).user_data)
-        self._alive = self._connection.loop.time()
         # What was released while the group settled is still ours as the leader sees it, and must be told again.
         since = (self._has.released - told) & got.leases.keys()
         self._has = _Has(got, frozenset(since))
