@@ -31,6 +31,8 @@ class NoBroker(Exception):
 def broker(directory: Path) -> Iterator[str]:
     """Yield ``host:port`` of a broker, which is stopped in the end if it was started here.
 
+    Tests delete every topic and group that they find on it, so ``HEADRACE_TEST_KAFKA`` must name one that is for tests.
+
     Args:
         directory: Empty; for what the broker writes.
 

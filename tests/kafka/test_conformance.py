@@ -108,5 +108,4 @@ class TestKafka(LogContract):
         one.leave()
         two.leave()
 
-    def test_the_observer_measures_silence_itself(self, log, other, clock):
-        """The broker is the observer of everybody."""
+    test_the_observer_measures_silence_itself = None  # the broker is the observer of everybody
