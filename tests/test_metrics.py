@@ -8,7 +8,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from headrace.metrics import FAMILIES, Metrics, merge_expositions
 from headrace.record import MIN_WATERMARK, TopicPartition
 
-LABELS = {"topology", "task", "step", "topic", "partition", "store", "policy", "version", "python"}
+LABELS = {"topology", "task", "step", "topic", "partition", "store", "policy", "reason", "version", "python"}
 TASK = {"topology": "card-spend", "task": "0_1"}
 
 
@@ -28,14 +28,20 @@ def filled() -> Metrics:
     source = task.input("payments", 1)
     source.read(10)
     source.lag(90, 2.5)
+    source.lost(3)
     task.batch(10, 0.02)
     task.blocked(0.5)
     task.watermark(60_000, 61_500, TopicPartition("payments", 1))
     task.checkpointed(62_000, 0.3, 1000, 5000)
     task.checkpoint_age(7)
     task.checkpoint_failed()
-    task.restored(1.5)
+    task.restoring(10, 100)
+    task.restored(1.5, fetched_bytes=60, reused_bytes=40, fallbacks=1)
+    task.discarded()
+    task.unsaved(4.0)
+    task.waits("log", True)
     task.state_bytes(9000)
+    task.outbox(20, 3000)
     store = task.store("spend")
     store.looked_up(hits=3, misses=1)
     store.cached(4096)
@@ -44,6 +50,7 @@ def filled() -> Metrics:
     step.late(2)
     step.retried(1)
     step.failed("skip")
+    metrics.copy("card-spend", "0_2").followed(9000, 1, 4.5)
     worker = metrics.worker("card-spend")
     worker.up(True)
     worker.owned(3)

@@ -12,10 +12,8 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, contextmanager
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 from headrace.checkpoint.checkpoints import Checkpoints
@@ -23,85 +21,29 @@ from headrace.checkpoint.store import open_objects
 from headrace.clock import Clock, SystemClock
 from headrace.dsl.builder import Topology
 from headrace.errors import FatalError, HeadraceError, InvalidError, NotFoundError, SettingsError, TopologyError
-from headrace.log.api import Log, TopicConfig
+from headrace.log.api import Log
+from headrace.log.opening import open_log
 from headrace.metrics import Metrics
 from headrace.record import TopicPartition
 from headrace.runtime.bounds import Bounds
 from headrace.runtime.calls import AsyncCalls
-from headrace.runtime.host import Host, WorkerStatus
-from headrace.runtime.http import StatusServer
+from headrace.runtime.changing import check_change, find_change, retire
+from headrace.runtime.host import Host
+from headrace.runtime.http import Check, StatusServer
 from headrace.runtime.parts import Parts
+from headrace.runtime.rescale import Site
+from headrace.runtime.status import RunStatus, WorkerStatus, combined, explain
 from headrace.runtime.supervisor import Report, supervise
+from headrace.runtime.topics import create_topics
 from headrace.runtime.worker import Worker
 from headrace.settings import Settings
-from headrace.topology.graph import Source
+from headrace.topology.graph import Graph, Source
 from headrace.topology.plan import Plan, plan, source_topics
 
 _log = logging.getLogger("headrace")
 
 _AT_ONCE_S = 2
 """What a run gets to unwind after a second Ctrl-C."""
-
-_KEPT = TopicConfig(retention_ms=None)
-"""Dead letters stay until somebody has looked at them."""
-
-_INTERNAL = TopicConfig(retention_ms=None, segment_bytes=16 * 1024 * 1024)
-"""Internal records are released when checkpoints no longer need them, and not by age."""
-
-
-@dataclass(frozen=True, slots=True)
-class RunStatus:
-    """What a run is doing, all its workers together."""
-
-    state: str
-    """``starting``, ``restoring``, ``running``, ``draining`` or ``finished``."""
-    workers: int
-    tasks: int
-    restoring: int
-    records_in: int
-    """Read from sources since the start."""
-    total: int | None
-    """With ``until_end``, how many there were to read at the start."""
-    records_out: int
-    late: int
-    errors: int
-    lag_records: int
-    watermark_ms: int | None
-    metrics_url: str | None
-
-
-def open_log(settings: Settings, clock: Clock, worker: int | None = None) -> Log:
-    """Open the log that the settings name; what Kafka wants to be told beside stands in ``HEADRACE_KAFKA_*``.
-
-    Args:
-        settings: Say which.
-        clock: For the log.
-        worker: Which of several workers on this machine uses it.
-
-    Raises:
-        SettingsError: there is no such kind of log, or it cannot be used.
-    """
-    if settings.log == "memory://":
-        from headrace.log.memory import MemoryLog
-
-        return MemoryLog(clock)
-    if settings.log.startswith("kafka://"):
-        from headrace.log.kafka.log import KafkaLog
-        from headrace.log.kafka.options import KafkaOptions
-
-        client_log = logging.getLogger("aiokafka")
-        if client_log.level == logging.NOTSET:
-            client_log.setLevel(logging.CRITICAL)  # it says the same many times a second; the log says it once
-        return KafkaLog(settings.log, clock=clock, options=KafkaOptions.load(os.environ, worker))
-    if "://" in settings.log:
-        scheme = settings.log.split("://")[0]
-        raise SettingsError(
-            f"there is no log of kind {scheme}://",
-            remedy="Give a directory or kafka://host:port with --log or HEADRACE_LOG",
-        )
-    from headrace.log.embedded.log import EmbeddedLog
-
-    return EmbeddedLog(Path(settings.log), clock=clock, fsync=settings.fsync)
 
 
 def open_checkpoints(settings: Settings, topology: str) -> Checkpoints:
@@ -153,14 +95,46 @@ def load_topology(spec: str) -> Topology:
 
 
 def prepare(topology: Topology, log: Log, settings: Settings) -> Plan:
-    """Check the topology against the log, and create the topics that it writes to.
+    """Check the topology against the log, and create the topics that it writes to; see ``examine``."""
+    planned = examine(topology, log, settings)
+    _check_widths(planned, log, settings)
+    create_topics(planned, log)
+    return planned
+
+
+def examine(topology: Topology, log: Log, settings: Settings) -> Plan:
+    """Check the topology against the log, and change nothing.
 
     Raises:
         TopologyError: the topology is at fault.
         NotFoundError: a topic that it reads does not exist.
-        InvalidError: an internal topic has another number of partitions than the plan wants.
     """
     graph = topology.graph()
+    sources = _source_partitions(graph, log)
+    topics = log.topics()
+    existing = {name: info.partitions for name, info in topics.items()}
+    return plan(graph, sources, settings.repartition_partitions, existing, settings.guarantee)
+
+
+def _check_widths(planned: Plan, log: Log, settings: Settings) -> None:
+    """Refuse to give internal topics another number of partitions than they have because a setting says so.
+
+    Raises:
+        InvalidError: one has another number.
+    """
+    topics = log.topics()
+    for name, count in planned.internal_topics().items():
+        if settings.repartition_partitions and name in topics and topics[name].partitions != count:
+            raise InvalidError(
+                f"internal topic {name!r} has {topics[name].partitions} partitions, but this topology wants {count}: "
+                "keys would change their partition and lose their state",
+                remedy=f"Run with --repartition-partitions {topics[name].partitions}, or move the state: "
+                f"headrace rescale --partitions {count}",
+            )
+
+
+def _source_partitions(graph: Graph, log: Log) -> dict[str, int]:
+    """Return how many partitions each source topic has, if all of them are there."""
     topics = log.topics()
     for source in graph.nodes:
         if isinstance(source, Source) and source.topic not in topics:
@@ -170,24 +144,32 @@ def prepare(topology: Topology, log: Log, settings: Settings) -> Plan:
                 f"({source.location})",
                 remedy=f"Create it by writing to it (headrace produce {name} --partitions 4), or name another log",
             )
-    sources = {name: topics[name].partitions for name in source_topics(graph)}
-    planned = plan(graph, sources, settings.repartition_partitions)
-    for name, count in planned.internal_topics().items():
-        if name in topics and topics[name].partitions != count:
-            raise InvalidError(
-                f"internal topic {name!r} has {topics[name].partitions} partitions, but this topology wants {count}: "
-                "keys would change their partition and lose their state",
-                remedy="Run with --repartition-partitions "
-                f"{topics[name].partitions}, or give the repartitioning step a new name= to begin anew",
-            )
-        log.create_topic(name, count, _INTERNAL)
-    widest = max(sources.values())
-    for sink in planned.sinks():
-        if sink.topic not in topics:
-            log.create_topic(sink.topic, sink.partitions or widest)
-    letters = planned.dead_letter_topic()
-    if letters is not None and letters not in topics:
-        log.create_topic(letters, widest, _KEPT)
+    return {name: topics[name].partitions for name in source_topics(graph)}
+
+
+def start(topology: Topology, log: Log, settings: Settings, clock: Clock, module: str = "MODULE") -> Plan:
+    """Do what comes before the first worker: examine the topology, refuse to lose state, and create topics.
+
+    Args:
+        topology: What will run.
+        log: What it reads and writes.
+        settings: How it will run.
+        clock: Dates what is written.
+        module: Where the topology is, for the commands in messages.
+
+    Raises:
+        TopologyError: it would lose what its checkpoints keep; nothing was changed.
+        NotFoundError: a topic that it reads does not exist.
+        InvalidError: an internal topic has another number of partitions than the settings want.
+    """
+    planned = examine(topology, log, settings)
+    _check_widths(planned, log, settings)
+    checkpoints = open_checkpoints(settings, planned.graph.name)
+    change = find_change(planned, checkpoints, log)
+    check_change(change, settings.resets, module)
+    create_topics(planned, log)
+    group = log.group(settings.group or planned.graph.name)
+    retire(change, settings.resets, checkpoints, log, group, clock.now_ms())
     return planned
 
 
@@ -239,7 +221,7 @@ def run_spec(spec: str, settings: Settings, on_status: Callable[[RunStatus], Non
     log = open_log(settings, clock)
     try:
         if settings.workers == 1:
-            return _run_one(topology, log, settings, clock, on_status)
+            return _run_one(topology, log, settings, clock, on_status, spec)
         return _run_many(spec, topology, log, settings, on_status)
     finally:
         log.close()
@@ -257,21 +239,29 @@ def _bounds(planned: Plan, log: Log) -> Bounds:
 
 
 def _run_one(
-    topology: Topology, log: Log, settings: Settings, clock: Clock, on_status: Callable[[RunStatus], None] | None
+    topology: Topology,
+    log: Log,
+    settings: Settings,
+    clock: Clock,
+    on_status: Callable[[RunStatus], None] | None,
+    module: str = "MODULE",
 ) -> RunStatus:
-    planned = prepare(topology, log, settings)
+    planned = start(topology, log, settings, clock, module)
     bounds = _bounds(planned, log) if settings.until_end else None
     metrics = Metrics(version("headrace"))
     total = _left(planned, log, settings, bounds)
     hosted: list[Host] = []
     server = _serve(
-        settings, metrics.exposition, lambda: all(h.live() for h in hosted), lambda: any(h.ready() for h in hosted)
+        settings,
+        metrics.exposition,
+        lambda: all(h.live() for h in hosted),
+        lambda: (any(h.ready() for h in hosted), explain([h.observed() for h in hosted])),
     )
     last = RunStatus("starting", 1, 0, 0, 0, total, 0, 0, 0, 0, None, server.url if server else None)
 
     def tell(status: WorkerStatus) -> None:
         nonlocal last
-        last = _combined([status], total, planned.topics_read_once(), server.url if server else None)
+        last = combined([status], total, planned.topics_read_once(), server.url if server else None)
         if on_status is not None:
             on_status(last)
 
@@ -291,20 +281,22 @@ def _run_one(
 def _run_many(
     spec: str, topology: Topology, log: Log, settings: Settings, on_status: Callable[[RunStatus], None] | None
 ) -> RunStatus:
-    planned = prepare(topology, log, settings)
+    planned = start(topology, log, settings, SystemClock(), spec)
     bounds = _bounds(planned, log) if settings.until_end else None
     total = _left(planned, log, settings, bounds)
     sources = planned.topics_read_once()
     ends = None if bounds is None else dict(bounds.ends)
     with supervise(run_worker, (spec, settings, ends), settings) as group:
-        server = _serve(settings, group.exposition, group.live, group.ready)
+        latest: list[WorkerStatus] = []
+        server = _serve(settings, group.exposition, group.live, lambda: (group.ready(), explain(latest)))
         url = server.url if server else None
         last = RunStatus("starting", settings.workers, 0, 0, 0, total, 0, 0, 0, 0, None, url)
         try:
             with _stopped_by_signals(group.stop):
                 group.start()
                 for statuses in group.run():
-                    last = _combined(statuses, total, sources, url)
+                    latest[:] = statuses
+                    last = combined(statuses, total, sources, url)
                     if on_status is not None:
                         on_status(last)
         finally:
@@ -334,6 +326,28 @@ def run_worker(
         log.close()
 
 
+def rescale_site(topology: Topology, log: Log, settings: Settings, clock: Clock, say: Callable[[str], None]) -> Site:
+    """Return what is needed to move the state of a topology to the partitions that its keys have now.
+
+    Raises:
+        NotFoundError: a topic that it reads does not exist.
+    """
+    from headrace.state.rocksdb import RocksStores
+
+    graph = topology.graph()
+    _source_partitions(graph, log)
+    name = settings.group or topology.name
+
+    def open_worker(planned: Plan, bounds: Bounds) -> AbstractContextManager[Worker]:
+        member_id = f"{socket.gethostname()}-{os.getpid()}"
+        return _worker(planned, log, settings, clock, Metrics(version("headrace")), member_id, bounds)
+
+    return Site(
+        graph, log, open_checkpoints(settings, topology.name), log.group(name),
+        RocksStores(settings.block_cache_bytes), clock, settings, open_worker, say,
+    )  # fmt: skip
+
+
 @contextmanager
 def _worker(
     planned: Plan, log: Log, settings: Settings, clock: Clock, metrics: Metrics, member_id: str, bounds: Bounds | None
@@ -342,6 +356,8 @@ def _worker(
 
     topics = log.topics()
     jobs = ThreadPoolExecutor(2, thread_name_prefix="headrace-job")
+    restores = ThreadPoolExecutor(2, thread_name_prefix="headrace-restore")
+    copies = ThreadPoolExecutor(1, thread_name_prefix="headrace-copy")
     calls = AsyncCalls(clock)
     parts = Parts(
         planned,
@@ -355,6 +371,8 @@ def _worker(
         settings,
         {name: info.partitions for name, info in topics.items()},
         calls,
+        restores,
+        copies,
     )
     worker = Worker(parts, member_id, bounds)
     try:
@@ -364,7 +382,8 @@ def _worker(
         if not worker.done:
             worker.close()
         calls.close()
-        jobs.shutdown(cancel_futures=True)
+        for pool in (jobs, restores, copies):
+            pool.shutdown(cancel_futures=True)
 
 
 @contextmanager
@@ -418,13 +437,11 @@ def _stopped_by_signals(stop: Callable[[], None], *, interrupt: bool = True) -> 
 
 
 def _serve(
-    settings: Settings, exposition: Callable[[], bytes], live: Callable[[], bool], ready: Callable[[], bool]
+    settings: Settings, exposition: Callable[[], bytes], live: Callable[[], bool], ready: Check
 ) -> StatusServer | None:
     if settings.metrics_port == 0:
         return None
-    server = StatusServer(
-        settings.metrics_host, settings.metrics_port, exposition, lambda: (live(), {}), lambda: (ready(), {})
-    )
+    server = StatusServer(settings.metrics_host, settings.metrics_port, exposition, lambda: (live(), {}), ready)
     server.start()
     return server
 
@@ -452,24 +469,3 @@ def _left(planned: Plan, log: Log, settings: Settings, bounds: Bounds | None) ->
     owned = {p for task, sub in planned.tasks().items() for p in sub.owns(task.partition)}
     ends = {p: end for p, end in bounds.ends.items() if p in owned}
     return sum(end - (committed[p].offset if p in committed else log.start_offset(p)) for p, end in ends.items())
-
-
-def _combined(statuses: list[WorkerStatus], total: int | None, sources: set[str], url: str | None) -> RunStatus:
-    states = {status.state for status in statuses}
-    restoring = sum(status.restoring for status in statuses)
-    state = next((s for s in ("draining", "running", "starting") if s in states), "finished")
-    marks = [status.watermark_ms for status in statuses if status.watermark_ms is not None]
-    return RunStatus(
-        state="restoring" if state == "running" and restoring else state,
-        workers=len(statuses),
-        tasks=sum(status.tasks for status in statuses),
-        restoring=restoring,
-        records_in=sum(n for status in statuses for topic, n in status.records_in if topic in sources),
-        total=total,
-        records_out=sum(status.records_out for status in statuses),
-        late=sum(status.late for status in statuses),
-        errors=sum(status.errors for status in statuses),
-        lag_records=sum(status.lag_records for status in statuses),
-        watermark_ms=min(marks, default=None),
-        metrics_url=url,
-    )

@@ -57,7 +57,7 @@ FAMILIES: dict[str, Family] = {
         Family("gauge", "watermark_holder_info", "Is 1 for the input that holds a task's watermark back.", _INPUT),
         Family("histogram", "batch_duration_seconds", "Time a task took for one batch.", _TASK, _LATENCY),
         Family("histogram", "batch_records", "Records in one batch of a task.", _TASK, _RECORDS),
-        Family("counter", "blocked_seconds_total", "Time a task waited because its outputs were full.", _TASK),
+        Family("counter", "blocked_seconds_total", "Time a task waited for the log to take its outputs.", _TASK),
         Family("histogram", "checkpoint_duration_seconds", "Time from start to commit.", _TASK, _DURATION),
         Family("counter", "checkpoint_uploaded_bytes_total", "Bytes that checkpoints uploaded.", _TASK),
         Family("gauge", "checkpoint_size_bytes", "Bytes that the last checkpoint consists of.", _TASK),
@@ -65,7 +65,21 @@ FAMILIES: dict[str, Family] = {
         Family("gauge", "checkpoint_age_seconds", "Time since the last checkpoint was committed.", _TASK),
         Family("counter", "checkpoint_failures_total", "Checkpoints that failed.", _TASK),
         Family("gauge", "restore_duration_seconds", "Time the last restore of a task's state took.", _TASK),
+        Family("gauge", "restore_bytes", "Bytes that the last restore of a task's state had to bring.", _TASK),
+        Family("gauge", "restore_left_bytes", "Bytes that a restore has yet to bring.", _TASK),
+        Family("counter", "restore_fetched_bytes_total", "Bytes that restores took from the checkpoint store.", _TASK),
+        Family("counter", "restore_reused_bytes_total", "Bytes that restores found on this machine.", _TASK),
+        Family("counter", "restore_fallbacks_total", "Checkpoints that were damaged and passed over.", _TASK),
+        Family("counter", "restore_discards_total", "Local states that were damaged and fetched anew.", _TASK),
+        Family("counter", "records_lost_total", "Records left out because retention had deleted them.", _INPUT),
+        Family("gauge", "unsaved_seconds", "Age of the oldest change that no checkpoint holds.", _TASK),
+        Family("gauge", "task_blocked", "Is 1 while a task waits for this.", (*_TASK, "reason")),
         Family("gauge", "state_bytes", "Bytes of a task's state on disk.", _TASK),
+        Family("gauge", "standby_bytes", "Bytes of the copy of another worker's task that a worker keeps.", _TASK),
+        Family("gauge", "standby_lag_checkpoints", "Checkpoints of the task that such a copy has not got yet.", _TASK),
+        Family("gauge", "standby_age_seconds", "Age of the checkpoint that such a copy holds.", _TASK),
+        Family("gauge", "outbox_records", "Outputs of a task that wait for a checkpoint before they leave.", _TASK),
+        Family("gauge", "outbox_bytes", "Bytes of a task's outputs that wait for a checkpoint.", _TASK),
         Family("counter", "cache_hits_total", "Lookups that the cache of a store answered.", _STORE),
         Family("counter", "cache_misses_total", "Lookups that went past the cache of a store.", _STORE),
         Family("gauge", "cache_hit_ratio", "Share of all lookups so far that the cache answered.", _STORE),
@@ -98,6 +112,7 @@ class Metrics:
         self._registry = CollectorRegistry()
         self.instruments: dict[str, _Instrument] = {name: _make(f, self._registry) for name, f in FAMILIES.items()}
         self._tasks: dict[tuple[str, str], TaskMetrics] = {}
+        self._copies: dict[tuple[str, str], CopyMetrics] = {}
         self._steps: dict[tuple[str, str], StepMetrics] = {}
         self._workers: dict[str, WorkerMetrics] = {}
         if version:
@@ -127,6 +142,19 @@ class Metrics:
     def forget_task(self, topology: str, task: str) -> None:
         """Remove every series of a task that moved away; its old handle does nothing from now on."""
         handle = self._tasks.pop((topology, task), None)
+        if handle is not None:
+            handle.forget()
+
+    def copy(self, topology: str, task: str) -> CopyMetrics:
+        """Return the handle of the copy of another worker's task, the same one until it is forgotten."""
+        handle = self._copies.get((topology, task))
+        if handle is None:
+            handle = self._copies[topology, task] = CopyMetrics(self, {"topology": topology, "task": task})
+        return handle
+
+    def forget_copy(self, topology: str, task: str) -> None:
+        """Remove every series of a copy that is not kept any more."""
+        handle = self._copies.pop((topology, task), None)
         if handle is not None:
             handle.forget()
 
@@ -186,13 +214,18 @@ class _Handle:
 class TaskMetrics(_Handle):
     """What a task reports, at most once per batch or checkpoint."""
 
-    __slots__ = ("_holder", "_inputs", "_stores")
-    _counters = ("blocked_seconds_total", "checkpoint_failures_total", "checkpoint_uploaded_bytes_total")
+    __slots__ = ("_holder", "_inputs", "_reasons", "_stores")
+    _counters = (
+        "blocked_seconds_total", "checkpoint_failures_total", "checkpoint_uploaded_bytes_total",
+        "restore_fetched_bytes_total", "restore_reused_bytes_total", "restore_fallbacks_total",
+        "restore_discards_total",
+    )  # fmt: skip
 
     def __init__(self, metrics: Metrics, labels: Mapping[str, str]) -> None:
         super().__init__(metrics, labels)
         self._inputs: dict[TopicPartition, InputMetrics] = {}
         self._stores: dict[str, StoreMetrics] = {}
+        self._reasons: dict[str, _Handle] = {}
         self._holder: TopicPartition | None = None
 
     def input(self, topic: str, partition: int) -> InputMetrics:
@@ -218,7 +251,7 @@ class TaskMetrics(_Handle):
         self._observe("batch_duration_seconds", seconds)
 
     def blocked(self, seconds: float) -> None:
-        """Report time spent waiting for room in the outputs."""
+        """Report time spent waiting for the log to take outputs."""
         self._add("blocked_seconds_total", seconds)
 
     def watermark(self, watermark_ms: int, now_ms: int, held_by: TopicPartition | None = None) -> None:
@@ -252,30 +285,77 @@ class TaskMetrics(_Handle):
         """Count a checkpoint that failed."""
         self._add("checkpoint_failures_total", 1)
 
-    def restored(self, seconds: float) -> None:
-        """Report how long the restore of the task's state took."""
+    def restoring(self, left_bytes: int, size_bytes: int) -> None:
+        """Report how far the restore of the task's state is."""
+        self._set("restore_bytes", size_bytes)
+        self._set("restore_left_bytes", left_bytes)
+
+    def restored(self, seconds: float, fetched_bytes: int = 0, reused_bytes: int = 0, fallbacks: int = 0) -> None:
+        """Report how long the restore of the task's state took, where the bytes came from, and what was damaged."""
         self._set("restore_duration_seconds", seconds)
+        self._set("restore_bytes", fetched_bytes + reused_bytes)
+        self._set("restore_left_bytes", 0)
+        self._add("restore_fetched_bytes_total", fetched_bytes)
+        self._add("restore_reused_bytes_total", reused_bytes)
+        self._add("restore_fallbacks_total", fallbacks)
+
+    def discarded(self, states: int = 1) -> None:
+        """Count local states that were damaged."""
+        self._add("restore_discards_total", states)
+
+    def unsaved(self, seconds: float) -> None:
+        """Report how old the oldest change is that no checkpoint holds."""
+        self._set("unsaved_seconds", seconds)
+
+    def waits(self, reason: str, waiting: bool) -> None:
+        """Report whether the task waits for something."""
+        handle = self._reasons.get(reason)
+        if handle is None:
+            labels = {**self._labels, "reason": reason}
+            handle = self._reasons[reason] = _Handle(self._metrics, labels, forgotten=self._forgotten)
+        handle._set("task_blocked", int(waiting))
 
     def state_bytes(self, size_bytes: int) -> None:
         """Report the size of the task's state on disk."""
         self._set("state_bytes", size_bytes)
 
+    def outbox(self, records: int, size_bytes: int) -> None:
+        """Report the outputs that wait for a checkpoint."""
+        self._set("outbox_records", records)
+        self._set("outbox_bytes", size_bytes)
+
     def forget(self) -> None:
         """Remove the series of the task, its inputs and its stores."""
         super().forget()
-        for handle in (*self._inputs.values(), *self._stores.values()):
+        for handle in (*self._inputs.values(), *self._stores.values(), *self._reasons.values()):
             handle.forget()
+
+
+class CopyMetrics(_Handle):
+    """What is known of the copy that a worker keeps of another's task."""
+
+    __slots__ = ()
+
+    def followed(self, size_bytes: int, lag_checkpoints: int, age_seconds: float) -> None:
+        """Report what it holds, and how far that is behind the task."""
+        self._set("standby_bytes", size_bytes)
+        self._set("standby_lag_checkpoints", lag_checkpoints)
+        self._set("standby_age_seconds", age_seconds)
 
 
 class InputMetrics(_Handle):
     """What is known of one partition that a task reads."""
 
     __slots__ = ()
-    _counters = ("records_in_total",)
+    _counters = ("records_in_total", "records_lost_total")
 
     def read(self, records: int) -> None:
         """Count the records of a batch."""
         self._add("records_in_total", records)
+
+    def lost(self, records: int) -> None:
+        """Count records that were left out because they are gone."""
+        self._add("records_lost_total", records)
 
     def lag(self, records: int, seconds: float | None = None) -> None:
         """Report how far the task is behind the end, in records and in age of what it read last."""

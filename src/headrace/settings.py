@@ -88,6 +88,11 @@ class Settings:
     """How often a worker says that it lives."""
     drain_timeout_ms: int = 25_000
     """How long a worker that was told to stop may take for its last checkpoints."""
+    handoff_timeout_ms: int = 60_000
+    """How long a task that is to move goes on where it is, while its next worker copies its state, before it moves
+    without; a worker that was told to stop waits for a third of ``drain_timeout_ms`` at most. 0 moves it at once."""
+    standby_copies: int = 0
+    """How many workers keep a copy of a task's last checkpoint on their disk, in case its worker dies."""
     cache_bytes: int = 64 * 1024**2
     """Memory that the write-behind caches of one worker may take, all its tasks together."""
     block_cache_bytes: int = 32 * 1024**2
@@ -95,9 +100,19 @@ class Settings:
     batch_records: int = 4096
     """The most records that a task takes in one step."""
     repartition_partitions: int = 0
-    """Partitions of internal topics; 0 takes the number of the widest source."""
+    """Partitions of internal topics; 0 takes what they have, and for new ones the number of the widest source."""
     fsync: str = "checkpoint"
     """When the embedded log forces bytes to the disk: ``checkpoint``, ``always`` or ``never``."""
+    guarantee: str = "at-least-once"
+    """What holds of outputs that a replay after a crash may not repeat: ``at-least-once``, or ``exactly-once`` by
+    way of an outbox, from which they leave with the checkpoint that contains them."""
+    lost_records: str = "stop"
+    """What a task does whose next records are gone by retention: ``stop``, or ``skip`` them, count them and go on."""
+    unsaved_limit_ms: int = 0
+    """A task takes no more records while it has done something that no checkpoint has held for this long; 0 for no
+    limit."""
+    allow_reset: str = ""
+    """The names of steps, between commas, whose state may be lost because the topology was changed."""
 
     def __post_init__(self) -> None:
         for name, least in _LEAST.items():
@@ -105,11 +120,30 @@ class Settings:
                 raise SettingsError(f"{name} must be at least {least}: {getattr(self, name)}")
         if self.fsync not in ("checkpoint", "always", "never"):
             raise SettingsError(f"fsync must be checkpoint, always or never: {self.fsync!r}")
+        if self.guarantee not in ("at-least-once", "exactly-once"):
+            raise SettingsError(f"guarantee must be at-least-once or exactly-once: {self.guarantee!r}")
+        if self.lost_records not in ("stop", "skip"):
+            raise SettingsError(f"lost_records must be stop or skip: {self.lost_records!r}")
+        if 0 < self.unsaved_limit_ms < 2 * self.checkpoint_interval_ms:
+            raise SettingsError(
+                "unsaved_limit must be at least two times checkpoint_interval, or 0 for no limit",
+                remedy="Raise HEADRACE_UNSAVED_LIMIT or lower HEADRACE_CHECKPOINT_INTERVAL",
+            )
         if self.session_timeout_ms < 3 * self.heartbeat_interval_ms:
             raise SettingsError(
                 "session_timeout must be at least three times heartbeat_interval",
                 remedy="Raise HEADRACE_SESSION_TIMEOUT or lower HEADRACE_HEARTBEAT_INTERVAL",
             )
+
+    @property
+    def resets(self) -> frozenset[str]:
+        """Return the names in ``allow_reset``.
+
+        Example:
+            >>> sorted(Settings(allow_reset="spend, totals,").resets)
+            ['spend', 'totals']
+        """
+        return frozenset(name for part in self.allow_reset.split(",") if (name := part.strip()))
 
     @classmethod
     def load(cls, environment: Mapping[str, str], **given: Any) -> Settings:
@@ -133,7 +167,8 @@ class Settings:
 
 
 _LEAST = {
-    "workers": 1, "checkpoint_interval_ms": 1, "heartbeat_interval_ms": 1, "drain_timeout_ms": 0, "cache_bytes": 0,
+    "workers": 1, "checkpoint_interval_ms": 1, "heartbeat_interval_ms": 1, "drain_timeout_ms": 0,
+    "handoff_timeout_ms": 0, "standby_copies": 0, "cache_bytes": 0,
     "block_cache_bytes": 1024**2, "batch_records": 1, "repartition_partitions": 0, "metrics_port": -1,
 }  # fmt: skip
 

@@ -110,6 +110,28 @@ def test_only_what_is_new_is_uploaded_and_read(objects, snapshot, monkeypatch):
     assert {ref.name: ref.object for ref in third.files}["9"] == {ref.name: ref.object for ref in first.files}["1"]
 
 
+def test_after_a_restart_nothing_is_uploaded_or_read_again(objects, snapshot, tmp_path, monkeypatch):
+    files = {"1": b"a" * 9, "2": b"b"}
+    first = Checkpoints(objects, "spend")
+    saved = first.save(first.claim(TASK, 1, None, 0), snapshot(files), {}, {}, 1)
+    counting = Counting(objects)
+    later = Checkpoints(counting, "spend")
+    claimed = later.claim(TASK, 2, saved, 2)
+    later.restore(claimed, tmp_path / "store")
+    read = []
+    of = later._checksums.of.__globals__
+    original = of["file_checksum"]
+    monkeypatch.setitem(of, "file_checksum", lambda path: read.append(path.name) or original(path))
+    again = tmp_path / "again"
+    again.mkdir()
+    for name in files:
+        (again / name).hardlink_to(tmp_path / "store" / name)
+    (again / "3").write_bytes(b"c")
+    later.save(claimed, again, {}, {}, 3)
+    assert counting.uploaded() == ["3"]
+    assert read == ["3"]
+
+
 def test_files_with_the_same_bytes_are_one_object(objects, snapshot):
     counting = Counting(objects)
     checkpoints = Checkpoints(counting, "spend")
@@ -280,18 +302,41 @@ def test_unchanged_local_files_are_linked(checkpoints, snapshot, tmp_path):
     (local / "2").write_bytes(b"x" * 50)
     (local / "else").write_bytes(b"x")
     inode = (local / "1").stat().st_ino
-    stats = checkpoints.restore(saved, local, reuse=local)
+    stats = checkpoints.restore(saved, local, reuse=[local])
     assert read_back(local) == files
     assert (local / "1").stat().st_ino == inode
     assert (stats.fetched_files, stats.fetched_bytes, stats.reused_bytes) == (2, 60, 100)
 
 
+@pytest.mark.parametrize("crc32c", [True, False])
+def test_a_damaged_local_file_is_fetched_with_and_without_a_crc(checkpoints, snapshot, tmp_path, crc32c):
+    import dataclasses
+
+    import msgspec
+
+    files = {"1": b"a" * 100, "2": b"b" * 50}
+    saved = checkpoints.save(checkpoints.claim(TASK, 1, None, 0), snapshot(files), {}, {}, 1)
+    assert all(ref.crc32c for ref in saved.files)
+    if not crc32c:  # as earlier versions wrote it
+        refs = tuple(msgspec.structs.replace(ref, crc32c="") for ref in saved.files)
+        saved = dataclasses.replace(saved, files=refs)
+    for name in ("old", "older"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "old" / "1").write_bytes(b"a" * 99 + b"b")
+    (tmp_path / "older" / "2").write_bytes(files["2"])
+    stats = checkpoints.restore(saved, tmp_path / "store", [tmp_path / "old", tmp_path / "older", tmp_path / "none"])
+    assert read_back(tmp_path / "store") == files
+    assert (stats.fetched_files, stats.fetched_bytes, stats.reused_bytes) == (1, 100, 50)
+
+
 def test_a_name_that_leads_elsewhere_is_refused(checkpoints, snapshot, tmp_path):
     import dataclasses
 
+    import msgspec
+
     saved = checkpoints.save(checkpoints.claim(TASK, 1, None, 0), snapshot({"1": b"a"}), {}, {}, 1)
     for name in ("../escaped", "/escaped", "a/b", ".."):
-        evil = dataclasses.replace(saved, files=(dataclasses.replace(saved.files[0], name=name),))
+        evil = dataclasses.replace(saved, files=(msgspec.structs.replace(saved.files[0], name=name),))
         with pytest.raises((CorruptError, FatalError)):
             checkpoints.restore(evil, tmp_path / "deep" / "store")
     assert not list(tmp_path.rglob("escaped"))

@@ -1,5 +1,6 @@
 """Crashes at every call, answers that get lost, and owners that interleave in every way."""
 
+import contextlib
 import shutil
 import tempfile
 import threading
@@ -10,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headrace.checkpoint.checkpoints import Checkpoints
+from headrace.checkpoint.restore import DamagedFilesError
 from headrace.checkpoint.store import open_objects
-from headrace.errors import CorruptError, FencedError, RetriableError
+from headrace.errors import FencedError, RetriableError
 
 TASK = "0-0"
 METHODS = ("create", "upload", "read", "download", "list", "names", "delete")
@@ -148,13 +150,13 @@ def test_a_claim_that_failed_half_way_is_never_two_owners(tmp_path, nth):
 
 
 class Stepped(Wrapped):
-    """Lets every call wait until the test allows it."""
+    """Lets every call wait until the test allows it, which may take the answer away."""
 
     def __init__(self, objects):
         super().__init__(objects)
         self.changed = threading.Condition()
         self.waiting = self.allowed = self.running = 0
-        self.finished = False
+        self.finished = self.lossy = False
 
     def around(self, call):
         with self.changed:
@@ -164,19 +166,24 @@ class Stepped(Wrapped):
             self.allowed -= 1
             self.waiting -= 1
             self.running += 1
+            lost = self.lossy
         try:
-            return call()
+            found = call()
+            if lost:
+                raise RetriableError("the answer got lost")
+            return found
         finally:
             with self.changed:
                 self.running -= 1
                 self.changed.notify_all()
 
-    def step(self):
+    def step(self, lossy=False):
         """Let one call through and wait until the next one stands at the gate; return False if there is none."""
         with self.changed:
             assert self.changed.wait_for(lambda: self.waiting or self.finished, 10)
             if self.finished:
                 return False
+            self.lossy = lossy
             self.allowed += 1
             self.changed.notify_all()
             assert self.changed.wait_for(lambda: not self.allowed and not self.running, 10)
@@ -190,13 +197,14 @@ class Stepped(Wrapped):
 
 
 class Owner:
-    """A worker that believes to own the task, and notes what it was promised."""
+    """A worker that believes to own the task, does again what failed, and notes what it was promised."""
 
-    def __init__(self, objects, epoch, directory, log, bases, current=None):
+    def __init__(self, objects, epoch, directory, log, bases, current=None, spoilt=()):
         self.gate = Stepped(objects)
-        self.checkpoints = Checkpoints(self.gate, "t")
+        self.checkpoints = Checkpoints(self.gate, "t", threads=1)
         self.epoch, self.directory, self.log, self.current = epoch, directory, log, current
-        self.bases = bases
+        self.bases, self.spoilt = bases, spoilt
+        self.snapshots = 0
         self.error = None
         self.thread = threading.Thread(target=self.run, daemon=True)
         self.thread.start()
@@ -206,14 +214,11 @@ class Owner:
             if self.current is None:
                 self.take_over()
             for turn in range(3):
-                state = make(
-                    self.directory / f"{self.epoch}-{turn}",
-                    # The same bytes as other owners write, and bytes that come back.
-                    {"base": b"base", "even": b"%d" % (turn % 2), "own": b"%d-%d" % (self.epoch, turn)},
-                )
-                self.current = self.checkpoints.save(self.current, state, {}, {}, 0)
+                self.current = self.until_it_works(lambda turn=turn: self.save(turn))
                 self.log.append(("saved", self.epoch, self.current.number))
-                self.checkpoints.prune(self.current)
+                # What fails here is ended by the next one, or by the next owner.
+                with contextlib.suppress(RetriableError):
+                    self.checkpoints.prune(self.current)
         except FencedError:
             self.log.append(("fenced", self.epoch, 0))
         except BaseException as error:  # noqa: BLE001 - raised again by the test
@@ -221,53 +226,102 @@ class Owner:
         finally:
             self.gate.finish()
 
-    def take_over(self):
-        while self.current is None:
-            base = self.checkpoints.newest(TASK)
+    def save(self, turn):
+        self.snapshots += 1
+        state = make(
+            self.directory / f"{self.epoch}-{self.snapshots}",
+            # The same bytes as other owners write, bytes that come back, and bytes of this attempt only.
+            {"base": b"base", "even": b"%d" % (turn % 2), "own": b"%d-%d" % (self.epoch, self.snapshots)},
+        )
+        return self.checkpoints.save(self.current, state, {"in/0": self.snapshots}, {}, 0)
+
+    def until_it_works(self, work):
+        while True:
             try:
-                self.current = self.checkpoints.claim(TASK, self.epoch, base, 0)
+                return work()
             except RetriableError:
                 continue
+
+    def take_over(self):
+        while self.current is None:
+            self.until_it_works(self.claim)
+        failed, damaged = [], set()
+        while True:
+            try:
+                self.until_it_works(
+                    lambda: self.checkpoints.restore(self.current, self.directory / f"restored{self.epoch}")
+                )
+                break
+            except DamagedFilesError as error:
+                failed.append(self.current)
+                damaged |= error.objects
+                if not damaged & self.spoilt:
+                    # Only a later owner may have taken the files away.
+                    newest = self.until_it_works(lambda: self.checkpoints.newest(TASK))
+                    assert newest.epoch > self.epoch
+                    raise FencedError("too late") from None
+                older = self.until_it_works(
+                    lambda: self.checkpoints.fall_back(self.current, failed, 0, damaged)  # noqa: B023
+                )
+                assert older is not None
+                self.current = older
+                self.log.append(("fell back", self.epoch, older.number))
+        with contextlib.suppress(RetriableError):
+            self.checkpoints.sweep(self.current)
+
+    def claim(self):
+        base = self.checkpoints.newest(TASK)
+        if base.epoch == self.epoch:
+            self.current = base  # the answer to the claim got lost
+        else:
+            self.current = self.checkpoints.claim(TASK, self.epoch, base, 0)
         self.log.append(("claimed", self.epoch, self.current.number))
-        self.bases[self.current.number] = base.number
-        try:
-            self.checkpoints.restore(self.current, self.directory / f"restored{self.epoch}")
-        except CorruptError:
-            # Only a later owner may have taken the files away.
-            later = self.checkpoints.newest(TASK)
-            assert later.epoch > self.epoch
-            raise FencedError("too late") from None
+        self.bases[self.current.number] = self.current.number - 1 if base.epoch == self.epoch else base.number
 
 
-def assert_nothing_is_lost(objects):
+def assert_nothing_is_lost(objects, spoilt):
     newest = Checkpoints(objects, "t").newest(TASK)
     there = set(objects.list(f"t/{TASK}/files"))
-    assert {ref.object for ref in newest.files} <= there
+    assert {ref.object for ref in newest.files} - spoilt <= there
     return newest
 
 
+def leftovers(objects):
+    """Return the files that no manifest names."""
+    named = {ref.object for manifest in Checkpoints(objects, "t").manifests(TASK) for ref in manifest.files}
+    return set(objects.list(f"t/{TASK}/files")) - named
+
+
 @settings(max_examples=100, deadline=None)
-@given(st.lists(st.tuples(st.integers(0, 2), st.integers(1, 6)), min_size=20, max_size=60))
-def test_owners_that_interleave_lose_nothing(schedule):
+@given(
+    st.lists(st.tuples(st.integers(0, 2), st.integers(1, 6), st.booleans()), min_size=20, max_size=60), st.booleans()
+)
+def test_owners_that_interleave_lose_nothing(schedule, spoil):
     directory = Path(tempfile.mkdtemp())
     try:
         objects, current = start(directory)
         log, bases = [], {}
+        Checkpoints(objects, "t").prune(current)
+        spoilt = set()
+        if spoil:
+            before = Checkpoints(objects, "t").manifests(TASK)[-2]
+            spoilt = {ref.object for ref in current.files} - {ref.object for ref in before.files}
+            objects.delete(sorted(spoilt))
         owners = [
             Owner(objects, 1, directory, log, bases, current),
-            Owner(objects, 2, directory, log, bases),
-            Owner(objects, 3, directory, log, bases),
+            Owner(objects, 2, directory, log, bases, spoilt=spoilt),
+            Owner(objects, 3, directory, log, bases, spoilt=spoilt),
         ]
-        for who, calls in [*schedule, (0, 10**6), (1, 10**6), (2, 10**6)]:
-            for _ in range(calls):
-                if not owners[who].gate.step():
+        for who, calls, lossy in [*schedule, (0, 10**6, False), (1, 10**6, False), (2, 10**6, False)]:
+            for left in reversed(range(calls)):
+                if not owners[who].gate.step(lossy and not left):
                     break
-                assert_nothing_is_lost(objects)
+                assert_nothing_is_lost(objects, spoilt)
         for owner in owners:
             owner.thread.join(10)
             if owner.error is not None:
                 raise owner.error
-        newest = assert_nothing_is_lost(objects)
+        newest = assert_nothing_is_lost(objects, spoilt)
         Checkpoints(objects, "t").restore(newest, directory / "end")
         # What one owner was told is committed, every later owner continues.
         commits = [(number, epoch) for what, epoch, number in log if what != "fenced"]
@@ -277,5 +331,9 @@ def test_owners_that_interleave_lose_nothing(schedule):
         assert newest.number == max(commits)[0]
         for claimed, base in bases.items():
             assert base >= max([current.number, *(number for number, _ in commits if number < claimed)])
+        # Whoever comes next leaves nothing lying about.
+        checkpoints = Checkpoints(objects, "t")
+        checkpoints.sweep(checkpoints.claim(TASK, 9, newest, 0))
+        assert leftovers(objects) == set()
     finally:
         shutil.rmtree(directory)

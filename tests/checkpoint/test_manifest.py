@@ -1,8 +1,10 @@
 """Manifests are read back exactly or not at all."""
 
+import dataclasses
 from pathlib import Path
 
 import google_crc32c
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,6 +14,7 @@ from headrace.checkpoint.manifest import FileRef, Manifest
 from headrace.errors import CorruptError, FatalError, SettingsError
 
 GOLDEN = Path(__file__).parent / "golden" / "manifest_v1.json"
+GOLDEN_CRC = GOLDEN.with_name("manifest_v1_crc32c.json")
 EXAMPLE = Manifest(
     "card-spend",
     "0-3",
@@ -36,7 +39,7 @@ COUNTS = st.integers(0, 2**60)
 MANIFESTS = st.builds(
     Manifest,
     TEXT, TEXT, COUNTS, COUNTS, COUNTS,
-    st.lists(st.builds(FileRef, TEXT, TEXT, COUNTS, TEXT), max_size=3).map(tuple),
+    st.lists(st.builds(FileRef, TEXT, TEXT, COUNTS, TEXT, TEXT), max_size=3).map(tuple),
     st.dictionaries(TEXT, COUNTS, max_size=3),
     st.dictionaries(TEXT, JSON, max_size=3),
 )  # fmt: skip
@@ -46,6 +49,13 @@ def test_version_1_stays():
     assert manifest.decode(GOLDEN.read_bytes(), "golden") == EXAMPLE
     assert manifest.encode(EXAMPLE) == GOLDEN.read_bytes()
     assert EXAMPLE.size_bytes == 4112
+
+
+def test_version_1_with_crcs_stays():
+    first, second = EXAMPLE.files
+    example = dataclasses.replace(EXAMPLE, files=(msgspec.structs.replace(first, crc32c="0badcafe"), second))
+    assert manifest.decode(GOLDEN_CRC.read_bytes(), "golden") == example
+    assert manifest.encode(example) == GOLDEN_CRC.read_bytes()
 
 
 @given(MANIFESTS)

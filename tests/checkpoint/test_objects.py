@@ -52,4 +52,4 @@ def test_s3_is_opened_without_asking_the_network():
         "AWS_SECRET_ACCESS_KEY": "key",
     }
     assert open_objects("s3://bucket/some/prefix/", environment) is not None
-    assert open_objects("s3://bucket", {}) is not None
+    assert open_objects("s3://bucket", {"AWS_DEFAULT_REGION": "eu-central-1"}) is not None

@@ -10,7 +10,10 @@ import pytest
 from headrace.cli.options import option_of
 from headrace.settings import Settings, variable_of
 
-COMMANDS = ["demo", "run", "describe", "produce", "consume", "topics", "groups", "checkpoints", "dead-letter"]
+COMMANDS = [
+    "demo", "run", "simulate", "plan", "rescale", "describe", "produce", "consume", "topics", "groups", "checkpoints",
+    "dead-letter",
+]  # fmt: skip
 LETTERS = ["list", "show", "replay"]
 
 

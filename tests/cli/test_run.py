@@ -7,8 +7,8 @@ import sys
 import msgspec
 import pytest
 
-from headrace.app import RunStatus
 from headrace.cli.progress import Rate, RunProgress, summary
+from headrace.runtime.status import RunStatus
 
 STATUS = RunStatus("running", 1, 4, 0, 0, 1000, 0, 0, 0, 0, None, None)
 
@@ -263,11 +263,30 @@ def test_on_a_terminal_it_is_live(monkeypatch, until_end):
             clock.now = 1000 * second
             status = {"records_in": 100 * second, "restoring": 1, "lag_records": 77, "watermark_ms": 0}
             progress.update(dataclasses.replace(STATUS, **status))
-    assert "4 tasks, 1 restoring, 100 records/s" in terminal.text
+    assert "4 tasks, restoring 1 task, 100 records/s" in terminal.text
     if until_end:
         assert "400/1000" in terminal.text
     else:
         assert "lag 77, watermark 1970-01-01 00:00:00Z" in terminal.text
+
+
+def test_a_restore_shows_its_bytes_and_what_tasks_wait_for_is_told_once(capsys):
+    megabyte = 1024**2
+    steps = [
+        {"state": "restoring", "restoring": 3, "restored_bytes": 120 * megabyte, "restore_bytes": 800 * megabyte},
+        *[{"waiting": (("checkpoint", ("in-0", "in-1")),)}] * 3,
+        {"waiting": (("checkpoint", ("in-0",)), ("log", ("in-1",)))},
+        {},
+    ]
+    assert shown(capsys, False, list(enumerate(steps))) == [
+        "spend: restoring",
+        "spend: running, waiting for checkpoints",
+        "spend: waiting for checkpoints, waiting for the log",
+        "spend: running",
+    ]
+    told = shown(capsys, True, [(10 * n, step) for n, step in enumerate(steps)])
+    assert "restoring 3 tasks, 120 of 800 MB" in " ".join(shown(capsys, True, [(0, steps[0]), (10, steps[0])]))
+    assert told[0].count("waiting for checkpoints") == 1
 
 
 def test_a_rate_forgets_what_is_long_ago():

@@ -191,9 +191,10 @@ def test_changed_aggregates_of_a_step(tmp_path: Path) -> None:
     assert run(site, counting(site))[0] == 0
     put(site, rows(200, start=400))
     code, output = run(site, counting(site, more=', latest=agg.max("i")'))
-    assert code == 1, output
+    assert code == 2, output
     assert "was changed in a way its stored state cannot follow" in output
-    assert "Give the step a new name= to begin with empty state, or take the change back" in output
+    assert "Take the change back to keep it" in output
+    assert "--allow-reset " in output
     assert run(site, counting(site))[0] == 0
     assert counted(site) == counts_of(rows(600))
 

@@ -154,11 +154,11 @@ LATEST = "sales.reduce(lambda a, b: b, name='latest').to('out')"
 JOINED = "sales.join(sales, lambda a, b: 1, within='{within}', name='pairs').to('out')"
 
 CHANGED = {
-    "new-field": (LATEST, LATEST, "\n    discount: int", ["step 'latest'", "'discount'", "new name="]),
+    "new-field": (LATEST, LATEST, "\n    discount: int", ["step 'latest'", "'discount'", "--allow-reset latest"]),
     "state-removed": (TWO_STATES, ONE_STATE, "", ["has no state 'other' any more", 'drop=("other",)']),
     "state-of-another-type": (TWO_STATES, OTHER_TYPE, "", ["state 'other' of step", "migrations={1: function}"]),
     "join-within": (
-        JOINED.format(within="1s"), JOINED.format(within="2s"), "", ["step 'pairs'", "within_ms", "new name="]
+        JOINED.format(within="1s"), JOINED.format(within="2s"), "", ["step 'pairs'", "within_ms", "--allow-reset pairs"]
     ),
 }  # fmt: skip
 """A topology, what it is changed into, a field that ``Sale`` gets, and what is told."""
@@ -170,7 +170,7 @@ def test_a_change_that_stored_state_cannot_follow(site: Site, kind: str) -> None
     assert run(site, before)[0] == 0
     code, output, line = run(site, after, field)
     check(output, told, f":{line}")
-    assert code == 1
+    assert code == 2
     code, output, _ = run(site, before)
     assert code == 0, output
 

@@ -142,7 +142,8 @@ def check_work(shown: Samples, records: int, since_s: float) -> None:
     assert min(values(shown, "rebalances_total")) >= 1
     assert values(shown, "worker_up") == [1, 1]
     assert sum(values(shown, "tasks_owned")) == 4
-    assert total(shown, "checkpoint_failures_total") == total(shown, "blocked_seconds_total") == 0
+    assert total(shown, "checkpoint_failures_total") == 0
+    assert 0 <= total(shown, "blocked_seconds_total") < since_s, "appends that took their time, and none refused"
 
 
 def check_labels(shown: Samples) -> None:
@@ -150,7 +151,7 @@ def check_labels(shown: Samples) -> None:
     tasks = {"in-0", "in-1", "by-number-0", "by-number-1"}
     bounded = {
         "worker": {"0", "1"}, "topology": {"shown"}, "task": tasks, "partition": {"0", "1"},
-        "topic": {"in", "shown-by-number-repartition"}, "policy": {"skip"},
+        "topic": {"in", "shown-by-number-repartition"}, "policy": {"skip"}, "reason": {"log", "calls", "checkpoint"},
     }  # fmt: skip
     for name, samples in shown.items():
         for labels, _ in samples:
@@ -160,7 +161,14 @@ def check_labels(shown: Samples) -> None:
                 else:
                     assert label in {"le", "step", "store", "version", "python"}, (name, labels)
     plain = {name.removesuffix("_count") for name in shown}
-    never = {"blocked_seconds_total"}
+    never = {
+        "blocked_seconds_total",
+        "outbox_records",
+        "outbox_bytes",
+        "standby_bytes",
+        "standby_lag_checkpoints",
+        "standby_age_seconds",
+    }
     assert set(FAMILIES) - plain <= never
 
 

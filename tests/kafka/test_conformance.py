@@ -26,6 +26,7 @@ class Patient:
         self.member_id = member.member_id
         everybody.append(self)
         self.heartbeat, self.commit, self.release = member.heartbeat, member.commit, member.release
+        self.retire, self.copied = member.retire, member.copied
 
     def poll(self):
         seen, since = None, time.monotonic()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
@@ -18,10 +19,14 @@ UNITS = [f"t-{i}" for i in range(6)]
 class Member:
     """What a member remembers between two rebalances."""
 
+    standby_copies = 0
+    units = UNITS
+
     def __init__(self, name, now_ms):
         self.name, self.joined_ms = name, now_ms
         self.grant = Grant(name, 0, {}, (), {}, ())
         self.released = set()
+        self.copied = set()
 
     def kept(self):
         return {unit: epoch for unit, epoch in self.grant.leases.items() if unit not in self.released}
@@ -30,8 +35,9 @@ class Member:
         held = self.kept()
         self.released = set()
         claim = Claim(
-            self.name, self.joined_ms, UNITS, held, self.grant.known, self.grant.generation, self.grant.instances
-        )
+            self.name, self.joined_ms, self.units, held, self.grant.known, self.grant.generation, self.grant.instances,
+            sorted(self.copied), self.standby_copies,
+        )  # fmt: skip
         return Claim.decode(claim.encode())
 
 
@@ -67,7 +73,7 @@ def release(members, rng, share):
     """Let some members release what they were asked for."""
     for member in members.values():
         if rng.random() < share:
-            member.released = set(member.grant.revoked)
+            member.released = set(member.grant.outgoing)
 
 
 def check_one_rebalance(members, kept, owners):
@@ -93,7 +99,58 @@ def check_calm(members, rng, now_s):
     before = {instance: (member.grant.generation, member.kept()) for instance, member in members.items()}
     rebalance(members, now_s + 100)
     assert {i: (member.grant.generation, member.kept()) for i, member in members.items()} == before
-    assert not any(member.grant.revoked for member in members.values())
+    assert not any(member.grant.outgoing for member in members.values())
+
+
+def test_a_unit_goes_when_its_next_holder_has_a_copy():
+    """Until then it is not asked for; how long that may take, its holder knows."""
+    members = {"kafka-a": Member("a", 1000)}
+    rebalance(members, 1)
+    members["kafka-b"] = Member("b", 2000)
+    rebalance(members, 2)
+    one, two = members.values()
+    assert one.grant.revoked == []
+    assert len(one.grant.outgoing) == 3
+    assert two.grant.incoming == two.grant.copies == one.grant.outgoing
+    first, second, _ = one.grant.outgoing
+    two.copied = {first}
+    rebalance(members, 3)
+    assert one.grant.revoked == [first]
+    waiting = one.grant.assignment(overdue={second})
+    assert waiting.revoked == {first, second}
+    assert one.grant.assignment({first}).outgoing == set(one.grant.outgoing) - {first}
+
+
+def test_what_a_member_that_retires_holds_is_meant_for_others():
+    members = {"kafka-a": Member("a", 1000)}
+    rebalance(members, 1)
+    one = members["kafka-a"]
+    one.units = []
+    rebalance(members, 2)
+    assert one.grant.revoked == one.grant.outgoing == UNITS, "there is nobody to wait for"
+    members["kafka-b"] = two = Member("b", 2000)
+    rebalance(members, 3)
+    assert (one.grant.revoked, one.grant.outgoing, two.grant.incoming) == ([], UNITS, UNITS)
+    one.released, two.copied = {"t-0"}, {"t-0", "t-1"}
+    rebalance(members, 4)
+    assert set(two.grant.leases) == {"t-0"}
+    assert one.grant.revoked == ["t-1"]
+
+
+def test_who_would_take_over_should_have_a_copy():
+    members = {f"kafka-{i}": Member(f"m{i}", 1000 + i) for i in range(3)}
+    for member in members.values():
+        member.standby_copies = 1
+    for now_s in range(3):
+        release(members, Random(1), 1)
+        rebalance(members, now_s)
+    lost = set(members["kafka-0"].grant.leases)
+    copies = {instance: set(member.grant.copies) & lost for instance, member in members.items()}
+    assert set().union(*copies.values()) == lost
+    del members["kafka-0"]
+    rebalance(members, 9)
+    for instance, member in members.items():
+        assert set(member.grant.leases) & lost == copies[instance]
 
 
 def test_the_later_of_two_with_one_name_counts():
@@ -127,8 +184,17 @@ def test_what_others_say_is_refused(data):
 def test_the_formats_are_what_they_were():
     known = {"t-0": Known(7, "kafka-1", "m1")}
     claim = Claim("m1", 1_700_000_000_000, ["t-0", "t-1"], {"t-0": 7}, known, 3, ["kafka-1"])
-    grant = Grant("m1", 3, {"t-0": 7}, ["t-0"], known, ["kafka-1", "kafka-2"], fenced=False)
-    assert (GOLDEN / "claim-v1.bin").read_bytes() == claim.encode()
-    assert (GOLDEN / "grant-v1.bin").read_bytes() == grant.encode()
+    claim = replace(claim, copied=["t-1"], standby_copies=1)
+    others = ["kafka-1", "kafka-2"]
+    grant = Grant("m1", 3, {"t-0": 7}, ["t-0"], known, others, outgoing=["t-0"], incoming=["t-1"], copies=["t-1"])
+    assert (GOLDEN / "claim-v2.bin").read_bytes() == claim.encode()
+    assert (GOLDEN / "grant-v2.bin").read_bytes() == grant.encode()
     assert Claim.decode(claim.encode()) == claim
-    assert Grant.decode(grant.encode()) == Grant("m1", 3, {"t-0": 7}, ["t-0"], known, ["kafka-1", "kafka-2"])
+    assert Grant.decode(grant.encode()) == grant
+
+
+def test_workers_of_two_versions_do_not_mix():
+    with pytest.raises(CorruptError, match="format 1, and this headrace knows 2"):
+        Claim.decode((GOLDEN / "claim-v1.bin").read_bytes())
+    with pytest.raises(CorruptError, match="format 1, and this headrace knows 2"):
+        Grant.decode((GOLDEN / "grant-v1.bin").read_bytes())

@@ -252,7 +252,7 @@ def test_a_newer_log_is_refused(directory: Path) -> None:
     written(directory)
     marker = directory / "headrace-log.json"
     content = json.loads(marker.read_text())
-    assert content == {"format": 1, "identity": open_log(directory).identity}
+    assert content == {"format": 1, "identity": open_log(directory).identity, "crc32c": content["crc32c"]}
     assert len(content["identity"]) == 16, "another log has another one"
     marker.write_text('{"format": 2}')
     with pytest.raises(InvalidError, match=r"format 2.*format 1.*Upgrade headrace"):

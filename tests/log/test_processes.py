@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,9 +17,10 @@ import pytest
 
 from headrace.clock import SystemClock
 from headrace.errors import CorruptError, FencedError, InvalidError, RetriableError
-from headrace.log.api import Lease, TopicConfig
+from headrace.log.api import Committed, Lease, TopicConfig
 from headrace.log.embedded.coordinator import SqliteGroupStore
 from headrace.log.embedded.log import EmbeddedLog
+from headrace.log.groups import copied, retired
 from headrace.record import TopicPartition
 from headrace.testing.conformance.log_support import StillClock, assign_evenly, make_batch, read_all, values_of
 
@@ -289,10 +292,102 @@ def test_a_group_database_that_is_damaged_is_corrupt(tmp_path: Path) -> None:
         SqliteGroupStore(tmp_path)
 
 
+def test_a_group_database_of_the_first_version_goes_on(tmp_path: Path) -> None:
+    shutil.copy(Path(__file__).parent / "golden" / "groups-v1.sqlite", tmp_path / "groups.sqlite")
+    store = SqliteGroupStore(tmp_path)
+    state = store.state("g")
+    assert {member.member_id for member in state.members.values()} == {"m1"}
+    assert [(x.unit, x.epoch, x.last_member) for x in state.leases.values()] == [("a", 1, "m1"), ("b", 1, "m1")]
+    assert store.committed("g") == {TopicPartition("payments", 0): Committed(5, "meta")}
+    (token,) = state.members
+    after = store.update("g", lambda state: retired(copied(state, token, "b"), token))
+    store.close()
+    again = SqliteGroupStore(tmp_path)
+    assert again.state("g") == after
+    again.close()
+
+
+STOP_IN_AN_APPEND = """
+import fcntl, os, signal
+log.append(PART, make_batch([b"first"]))
+appender = log._appenders[PART]
+def stopped(end, encoded, write=appender._write):
+    say("stops")
+    os.kill(os.getpid(), signal.SIGSTOP)
+    return write(end, encoded)
+appender._write = stopped
+log.append(PART, make_batch([b"second"]))
+"""
+
+
+def test_a_process_that_is_stopped_in_an_append_holds_the_others_up_for_a_bounded_time(
+    log: EmbeddedLog, tmp_path: Path
+) -> None:
+    clock = SystemClock()
+    with process(tmp_path / "log", STOP_IN_AN_APPEND) as child:
+        assert line(child) == "stops"
+        os.waitid(os.P_PID, child.pid, os.WSTOPPED | os.WNOWAIT)
+        begun_ms = clock.monotonic_ms()
+        with pytest.raises(RetriableError, match=f"process {child.pid} holds the lock"):
+            log.append(PART, make_batch([b"third"]))
+        assert clock.monotonic_ms() - begun_ms < 10_000
+        begun_ms = clock.monotonic_ms()
+        for _ in range(5):
+            with pytest.raises(RetriableError):
+                log.append(PART, make_batch([b"third"]))
+        assert clock.monotonic_ms() - begun_ms < 1_500, "it is known by now"
+        child.send_signal(signal.SIGCONT)
+        finish(child)
+        log.append(PART, make_batch([b"third"]))
+    assert all_values(log) == [b"first", b"second", b"third"]
+
+
+STOP_IN_A_TRANSACTION = """
+import os, signal
+member = log.group("g").join("stopped", {}, assign_evenly, session_timeout_ms=100000)
+def stop(state):
+    say("stops")
+    os.kill(os.getpid(), signal.SIGSTOP)
+    return state
+log._group_store().update("g", stop)
+member.leave()
+"""
+
+
+def test_a_process_that_is_stopped_in_a_transaction_does_not_hold_up_those_who_look(
+    log: EmbeddedLog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("headrace.log.embedded.coordinator._BUSY_TIMEOUT_S", 0.3)
+    clock = SystemClock()
+    member = log.group("g").join("m", UNITS, assign_evenly, session_timeout_ms=500)
+    leases = member.poll().leases
+    other = log.group("g").join("n", {}, assign_evenly, session_timeout_ms=500)
+    with process(tmp_path / "log", STOP_IN_A_TRANSACTION) as child:
+        assert line(child) == "stops"
+        os.waitid(os.P_PID, child.pid, os.WSTOPPED | os.WNOWAIT)
+        member.poll()
+        begun_ms = clock.monotonic_ms()
+        with ThreadPoolExecutor(1) as pool:
+            beat = pool.submit(member.heartbeat)
+            assert member.poll().leases == leases
+            assert clock.monotonic_ms() - begun_ms < 200, "looking waits for nobody"
+            assert isinstance(beat.exception(), RetriableError)
+        while clock.monotonic_ms() - begun_ms < 600:
+            with pytest.raises(RetriableError):
+                member.heartbeat()
+        child.send_signal(signal.SIGCONT)
+        finish(child)
+    # Nobody could say that he lives: whoever looks first must not take the others for dead.
+    assert member.poll().leases == leases
+    assert [m.member_id for m in log.group("g").members()] == ["m", "n"]
+    other.leave()
+    member.leave()
+
+
 def test_a_newer_group_database_is_refused(log: EmbeddedLog, tmp_path: Path) -> None:
     log.groups()
     database = sqlite3.connect(tmp_path / "log" / "groups.sqlite")
-    database.execute("PRAGMA user_version = 2")
+    database.execute("PRAGMA user_version = 99")
     database.close()
     with pytest.raises(InvalidError, match="Upgrade"):
         SqliteGroupStore(tmp_path / "log")

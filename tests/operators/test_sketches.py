@@ -150,25 +150,41 @@ def test_merging_changes_neither() -> None:
 
 
 SOME: dict[str, tuple[Aggregate, list[Any]]] = {
-    "distinct-few-v1.bin": (agg.approx_distinct("x"), ["a", b"a", 5, 1.5, None]),
-    "distinct-many-v1.bin": (agg.approx_distinct("x", precision=8), [f"user-{i}" for i in range(1000)]),
-    "digest-waiting-v1.bin": (agg.quantile("x", 0.5), [1.5, 2, 3]),
-    "digest-full-v1.bin": (agg.quantile("x", 0.5, compression=20), [i * 7 % 100 for i in range(600)]),
+    "distinct-few": (agg.approx_distinct("x"), ["a", b"a", 5, 1.5, None]),
+    "distinct-many": (agg.approx_distinct("x", precision=8), [f"user-{i}" for i in range(1000)]),
+    "digest-waiting": (agg.quantile("x", 0.5), [1.5, 2, 3]),
+    "digest-full": (agg.quantile("x", 0.5, compression=20), [i * 7 % 100 for i in range(600)]),
 }
 
 
 @pytest.mark.parametrize("name", SOME)
-def test_this_version_reads_and_writes_version_1(name: str) -> None:
+def test_this_version_writes_version_2_and_reads_both(name: str) -> None:
     item, values = SOME[name]
-    golden = (GOLDEN / name).read_bytes()
     accumulator = accumulated(item, values)
+    golden = (GOLDEN / f"{name}-v2.bin").read_bytes()
     assert accumulator.to_bytes() == golden
-    again = item.kind.from_bytes(golden)
-    assert result(item, again) == result(item, accumulator)
-    with pytest.raises(ValueError, match="version 2"):
-        item.kind.from_bytes(b"\x02" + golden[1:])
+    for stored in (golden, (GOLDEN / f"{name}-v1.bin").read_bytes()):
+        again = item.kind.from_bytes(stored)
+        assert result(item, again) == result(item, accumulator)
+        assert again.to_bytes() == golden
+    with pytest.raises(ValueError, match="version 3"):
+        item.kind.from_bytes(b"\x03" + golden[1:])
     with pytest.raises(ValueError, match="version none"):
         item.kind.from_bytes(b"")
+
+
+@pytest.mark.parametrize("name", SOME)
+def test_a_damaged_sketch_is_refused_and_does_not_reach_the_library(name: str) -> None:
+    item, _ = SOME[name]
+    golden = (GOLDEN / f"{name}-v2.bin").read_bytes()
+    for at in range(8 * len(golden)):
+        flipped = bytearray(golden)
+        flipped[at // 8] ^= 1 << at % 8
+        with pytest.raises(ValueError, match=r"version|checksum"):
+            item.kind.from_bytes(bytes(flipped))
+    for size in range(len(golden)):
+        with pytest.raises(ValueError, match=r"version|checksum"):
+            item.kind.from_bytes(golden[:size])
 
 
 AGGREGATES = {

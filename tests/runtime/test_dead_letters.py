@@ -16,6 +16,7 @@ from headrace.operators.api import MAIN, Batch, Outputs, RecordsFailedError, Ste
 from headrace.operators.stateless import StatelessOperator
 from headrace.record import JoinedBytes, Record, RecordBatch, TopicPartition
 from headrace.runtime.executor import Chain
+from headrace.runtime.outbox import Outbox
 from headrace.runtime.parking import start
 from headrace.runtime.task import Task
 from headrace.runtime.times import Mark
@@ -289,7 +290,8 @@ def failing(policy: Any) -> Chain:
         raise AssertionError("needs no state")
 
     return Chain(
-        planned, planned.subtopologies[0], TaskId("in", 0), {"out": 1, "t-dead-letter": 1}, lambda name: None  # type: ignore[arg-type,return-value]
+        planned, planned.subtopologies[0], TaskId("in", 0), {"out": 1, "t-dead-letter": 1},
+        lambda name: None, Outbox(0),  # type: ignore[arg-type,return-value]
     )  # fmt: skip
 
 

@@ -10,10 +10,10 @@ import msgspec
 import pytest
 
 from headrace import Topology, run
-from headrace.app import RunStatus
 from headrace.clock import SystemClock
 from headrace.log.memory import MemoryLog
 from headrace.record import JoinedBytes, RecordBatch, TopicPartition
+from headrace.runtime.status import RunStatus
 from headrace.runtime.worker import Worker
 from tests.runtime.workers import Place
 

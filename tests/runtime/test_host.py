@@ -10,7 +10,8 @@ import pytest
 
 from headrace.clock import SystemClock
 from headrace.errors import HeadraceError, RecordError
-from headrace.runtime.host import Host, WorkerStatus
+from headrace.runtime.host import Host
+from headrace.runtime.status import WorkerStatus
 from headrace.runtime.worker import Worker
 from headrace.settings import Settings
 from tests.e2e.harness import wait_for

@@ -12,7 +12,7 @@ import pytest
 
 from headrace.clock import SystemClock
 from headrace.errors import FatalError, HeadraceError, RecordError
-from headrace.runtime.host import WorkerStatus
+from headrace.runtime.status import WorkerStatus
 from headrace.runtime.supervisor import Report, Supervisor, supervise
 from headrace.settings import Settings
 

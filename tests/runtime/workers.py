@@ -22,7 +22,7 @@ from headrace.runtime.parts import Parts
 from headrace.runtime.worker import Worker
 from headrace.settings import Settings
 from headrace.state.rocksdb import RocksStores
-from headrace.topology.plan import plan, source_topics
+from headrace.topology.plan import AT_LEAST_ONCE, plan, source_topics
 
 
 class Clock:
@@ -52,6 +52,8 @@ class Place:
         self.log.create_topic("out", 1)
         self.jobs = ThreadPoolExecutor(2)
         self.calls = AsyncCalls(SystemClock())
+        self.copies: ThreadPoolExecutor | None = None
+        """With it, workers copy the state of tasks that may come to them."""
 
     @property
     def checkpoints(self) -> Checkpoints:
@@ -66,13 +68,15 @@ class Place:
         self, member: str = "a", topology: Topology | None = None, bounds: Bounds | None = None, **settings: Any
     ) -> Worker:
         graph = (topology or counting()).graph()
-        planned = plan(graph, {name: self.log.topics()[name].partitions for name in source_topics(graph)}, 0)
+        counts = {name: self.log.topics()[name].partitions for name in source_topics(graph)}
+        planned = plan(graph, counts, guarantee=settings.get("guarantee", AT_LEAST_ONCE))
         for name, count in planned.internal_topics().items():
             self.log.create_topic(name, count)
         given = {"checkpoint_interval_ms": 100, "state_dir": str(self.folder / "state"), **settings}
         parts = Parts(
             planned, self.log, self.log.group("counting"), self.checkpoints, RocksStores(4 * 1024**2), self.jobs,
             self.clock, Metrics(), Settings(**given), {"out": 1, **planned.internal_topics()}, self.calls,
+            copies=self.copies,
         )  # fmt: skip
         return Worker(parts, member, bounds)
 
@@ -102,6 +106,8 @@ class Place:
     def close(self) -> None:
         self.calls.close()
         self.jobs.shutdown()
+        if self.copies is not None:
+            self.copies.shutdown()
 
 
 def counting(step: Callable[[Any], Any] = lambda row: row) -> Topology:

@@ -28,7 +28,7 @@ from headrace import (
     when,
 )
 from headrace.topology.describe import describe, describe_json, describe_mermaid, describe_text, state_of
-from headrace.topology.plan import Plan, plan
+from headrace.topology.plan import EXACTLY_ONCE, Plan, plan
 from topologies import card_spend
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -135,6 +135,7 @@ PLANS = {
     "enrichment": plan(enrichment().graph(), {"orders": 4, "customers": 4, "rates": 1}),
     "tables": plan(tables().graph(), {"sales": 2, "shops": 2}),
     "weak": plan(weak().graph(), {"a": 1, "b": 1}),
+    "weak_once": plan(weak().graph(), {"a": 1, "b": 1}, guarantee=EXACTLY_ONCE),
 }
 FORMATS = {"txt": describe_text, "mmd": describe_mermaid, "json": describe_json}
 
@@ -179,6 +180,24 @@ def test_every_reason_is_told() -> None:
         "plain": None,
         "windows-only": None,
     }
+
+
+def test_what_would_be_weak_leaves_through_an_outbox_if_exactly_once_is_promised() -> None:
+    outputs = [o for sub in describe(PLANS["weak_once"])["subtopologies"] for o in sub["outputs"]]
+    reasons = {output["topic"]: output["reason"] for output in outputs if output["guarantee"] == "outbox"}
+    expected = {topic: reason for topic, reason in guarantees("weak").items() if reason is not None}
+    del expected["made-of-answers"]  # of which there are no repeats any more
+    assert reasons == expected
+    assert {o["topic"] for o in outputs if o["guarantee"] == "deterministic"} == {
+        "plain", "windows-only", "made-of-answers",
+    }  # fmt: skip
+    assert "at-least-once" not in describe_text(PLANS["weak_once"]) + describe_mermaid(PLANS["weak_once"])
+
+
+def test_whose_dead_letters_leave_through_an_outbox_is_told() -> None:
+    made = plan(enrichment().graph(), {"orders": 4, "customers": 4, "rates": 1}, guarantee=EXACTLY_ONCE)
+    told = "records that fail go to enrichment-dead-letter, those of orders through an outbox"
+    assert describe_text(made).splitlines()[1] == told
 
 
 def test_what_is_not_mixed_with_what_is_weak_stays_deterministic() -> None:

@@ -4,14 +4,15 @@ from typing import Any
 
 import pytest
 
-from headrace import Topology, TopologyError, agg, session, tumbling
+from headrace import SettingsError, Topology, TopologyError, agg, retry, session, tumbling
 from headrace.operators.deduplicate import Deduplicate
 from headrace.operators.stateless import merging
 from headrace.serde.msgpack import Msgpack
 from headrace.serde.primitives import Str
+from headrace.settings import Settings
 from headrace.testing.driver import TopologyTestDriver
 from headrace.topology.graph import Graph, Location, Port, Sink, Source, Step
-from headrace.topology.plan import Plan, plan
+from headrace.topology.plan import EXACTLY_ONCE, Plan, at_least_once, by_outbox, plan
 
 
 def planned(topology: Topology, repartition_partitions: int = 0, **partitions: int) -> Plan:
@@ -124,6 +125,44 @@ def test_what_a_replay_repeats() -> None:
         "y",
         "z",
     ]
+
+
+async def ask(value: Any) -> Any:
+    return value
+
+
+def chained() -> Topology:
+    """Calls, what is made of their answers behind an internal topic, and something else beside them."""
+    topology = Topology("t", on_error="dead-letter")
+    stream = topology.stream("a", keyed_by="k")
+    stream.map_async(ask, name="asked").key_by("x", name="again").to("made-of-answers")
+    topology.stream("b", keyed_by="k").map(dict, name="plain").to("plain")
+    topology.stream("c").map(dict, name="tried", on_error=retry(2, then="dead-letter")).filter(bool)
+    return topology
+
+
+def test_with_exactly_once_what_a_replay_does_not_repeat_leaves_through_an_outbox() -> None:
+    graph, counts = chained().graph(), {"a": 2, "b": 1, "c": 1}
+    usual, once = plan(graph, counts), plan(graph, counts, guarantee=EXACTLY_ONCE)
+    assert (usual.outbox, usual.waiting_letters, by_outbox(usual)) == (frozenset(), frozenset(), {})
+    assert sorted(at_least_once(usual)) == ["again", "again-to-made-of-answers"]
+    assert once.outbox == {"again"}
+    assert by_outbox(once) == {"again": "step 'asked' may get other answers when it asks again"}
+    assert at_least_once(once) == {}
+    assert once.subtopologies == usual.subtopologies
+
+
+def test_a_guarantee_that_there_is_not_is_refused() -> None:
+    with pytest.raises(SettingsError, match="must be at-least-once or exactly-once: 'twice'"):
+        plan(chained().graph(), {"a": 1, "b": 1, "c": 1}, guarantee="twice")
+    with pytest.raises(SettingsError, match="guarantee must be at-least-once or exactly-once: 'twice'"):
+        Settings(guarantee="twice")
+
+
+def test_dead_letters_wait_where_another_replay_may_fail_on_others() -> None:
+    """Also where nothing else leaves, so that there is no edge to say so."""
+    once = plan(chained().graph(), {"a": 2, "b": 1, "c": 1}, guarantee=EXACTLY_ONCE)
+    assert once.waiting_letters == {"a", "c"}
 
 
 def shared_state(first: int, second: int) -> Plan:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from headrace.checkpoint import decide
 from headrace.checkpoint.manifest import (
     Manifest,
+    check_place,
     decode,
     encode,
     files_path,
@@ -20,10 +23,20 @@ from headrace.checkpoint.manifest import (
 )
 from headrace.checkpoint.restore import Progress, RestoreStats, restore
 from headrace.checkpoint.store import Objects
-from headrace.checkpoint.upload import Checksums, upload
+from headrace.checkpoint.upload import THREADS, Checksums, upload
 from headrace.errors import CorruptError, FencedError, RetriableError
 
 _ATTEMPTS = 8
+
+
+@dataclass(slots=True)
+class _Unnamed:
+    """Files of this owner that no manifest names, as far as it knows."""
+
+    uploaded: set[str] = field(default_factory=set)
+    """For the checkpoint that is being saved, by attempts that failed."""
+    doomed: set[str] = field(default_factory=set)
+    """That no checkpoint will name any more."""
 
 
 class Checkpoints:
@@ -34,12 +47,15 @@ class Checkpoints:
     Args:
         objects: Where checkpoints go.
         topology: Its name.
+        threads: How many files are transferred at a time.
     """
 
-    def __init__(self, objects: Objects, topology: str) -> None:
+    def __init__(self, objects: Objects, topology: str, threads: int = THREADS) -> None:
         self._objects = objects
         self._topology = topology
+        self._threads = threads
         self._checksums = Checksums()
+        self._unnamed: dict[str, _Unnamed] = {}
 
     def newest(self, task: str, problems: list[str] | None = None) -> Manifest | None:
         """Return the last checkpoint of ``task`` whose manifest is whole, or None.
@@ -82,11 +98,14 @@ class Checkpoints:
         manifest = Manifest(self._topology, task, epoch, number, created_ms)
         if base is not None:
             manifest = dataclasses.replace(manifest, files=base.files, positions=base.positions, info=base.info)
-        if not self._objects.create(manifest_path(self._topology, task, number), encode(manifest)):
+        path, data = manifest_path(self._topology, task, number), encode(manifest)
+        # An answer that got lost on the way makes a client try again, and find what it wrote itself.
+        if not self._objects.create(path, data) and self._objects.read(path) != data:
             self._may_claim(task, epoch, base)
             raise RetriableError(
                 f"another owner wrote checkpoint {number} of task {task} just now", remedy="Read the newest one again"
             )
+        self._unnamed.pop(task, None)
         self._check_overtaken(task, number)
         return manifest
 
@@ -112,26 +131,47 @@ class Checkpoints:
             RetriableError: the checkpoint store cannot be reached. Whether it was committed is not known; saving again
                 with the same ``previous`` is right either way.
         """
-        task = previous.task
-        files = upload(self._objects, previous, directory, self._checksums)
+        unnamed = self._unnamed.setdefault(previous.task, _Unnamed())
+        files = upload(
+            self._objects, previous, directory, self._checksums, uploaded=unnamed.uploaded, threads=self._threads
+        )
         number = previous.number + 1
-        for _ in range(_ATTEMPTS):
-            manifest = Manifest(
-                self._topology, task, previous.epoch, number, created_ms, files, dict(positions), dict(info)
-            )
-            data = encode(manifest)
-            path = manifest_path(self._topology, task, number)
-            if not self._objects.create(path, data):
-                there = self._objects.read(path)
-                match decide.taken(previous.epoch, number, there == data, _decoded(there, path)):
-                    case decide.Fenced(other):
-                        raise self._fenced(task, other)
-                    case decide.Write(following):
-                        number = following
-                        continue
-            self._check_overtaken(task, number)
-            return manifest
-        raise RetriableError(f"checkpoint {previous.number} of task {task} has too many successors")
+        manifest = self._commit(
+            Manifest(self._topology, previous.task, previous.epoch, number, created_ms, files, {**positions}, {**info})
+        )
+        unnamed.doomed |= unnamed.uploaded.difference(ref.object for ref in files)
+        unnamed.uploaded.clear()
+        return manifest
+
+    def fall_back(
+        self, current: Manifest, failed: Sequence[Manifest], created_ms: int, damaged: Collection[str] = ()
+    ) -> Manifest | None:
+        """Go on from an older checkpoint, because files of ``current`` are damaged: write a manifest that repeats it.
+
+        Args:
+            current: What ``claim`` or the last ``fall_back`` returned; the task has not gone on from it.
+            failed: All manifests that were tried since the claim; what has the same files is not offered again.
+            created_ms: Now.
+            damaged: What ``restore`` found missing or damaged; checkpoints that need one of these are not offered.
+
+        Returns:
+            The manifest to restore, under the epoch of ``current``; None if there is no other checkpoint that no
+            earlier owner may still be deleting. That is the one before the last that was saved, and not more: internal
+            records are kept for that one only.
+
+        Raises:
+            FencedError: another owner has the task; nothing was written.
+            RetriableError: the checkpoint store cannot be reached; calling again is right either way.
+        """
+        decision = decide.fallback(current, self._seen_beside(current), failed, damaged)
+        match decision:
+            case None:
+                return None
+            case decide.Fenced(number):
+                raise self._fenced(current.task, number)
+        return self._commit(
+            dataclasses.replace(decision, epoch=current.epoch, number=current.number + 1, created_ms=created_ms)
+        )
 
     def prune(self, current: Manifest, keep: int = 2) -> int:
         """Delete all but the last checkpoints, and the files that only deleted ones name.
@@ -146,12 +186,16 @@ class Checkpoints:
         Raises:
             FencedError: another owner has the task; nothing was deleted.
         """
-        decision = decide.prune(current, self._seen_beside(current), keep)
+        doomed = self._unnamed.setdefault(current.task, _Unnamed()).doomed
+        decision = decide.prune(current, self._seen_beside(current), keep, doomed)
         if isinstance(decision, decide.Fenced):
             raise self._fenced(current.task, decision.number)
         # A manifest must never outlive its files.
         paths = [manifest_path(self._topology, current.task, number) for number in decision.manifests]
+        # Should this fail half-way, no manifest names them any more.
+        doomed.update(decision.files)
         self._objects.delete([*paths, *decision.files])
+        doomed.difference_update(decision.files)
         return len(paths) + len(decision.files)
 
     def sweep(self, current: Manifest) -> int:
@@ -174,11 +218,14 @@ class Checkpoints:
         self,
         manifest: Manifest,
         directory: Path,
-        reuse: Path | None = None,
+        reuse: Sequence[Path] = (),
         on_progress: Progress | None = None,
     ) -> RestoreStats:
         """Put the files of ``manifest`` into ``directory``; see ``restore.restore``."""
-        return restore(self._objects, manifest, directory, reuse, on_progress)
+        stats = restore(self._objects, manifest, directory, reuse, on_progress, self._threads)
+        with contextlib.suppress(OSError):  # then they are read once more
+            self._checksums.learn(manifest.task, directory, manifest.files)
+        return stats
 
     def tasks(self) -> list[str]:
         """Return the names of all tasks that have checkpoints."""
@@ -207,6 +254,27 @@ class Checkpoints:
                 )
             case decide.Write(number):
                 return number
+
+    def _commit(self, manifest: Manifest) -> Manifest:
+        """Write ``manifest`` under its number, or a later one if this owner wrote that already."""
+        for _ in range(_ATTEMPTS):
+            data = encode(manifest)
+            path = manifest_path(self._topology, manifest.task, manifest.number)
+            if not self._objects.create(path, data):
+                there = self._objects.read(path)
+                found = None if there is None else _decoded(there, path)
+                match decide.taken(manifest.epoch, manifest.number, there == data, found):
+                    case decide.Fenced(other):
+                        raise self._fenced(manifest.task, other)
+                    case decide.Write(following):
+                        manifest = dataclasses.replace(manifest, number=following)
+                        continue
+                    case decide.Vanished():
+                        self._check_overtaken(manifest.task, manifest.number)
+                        raise RetriableError(f"{path} could neither be written nor read", remedy="Try again")
+            self._check_overtaken(manifest.task, manifest.number)
+            return manifest
+        raise RetriableError(f"task {manifest.task} has too many checkpoints that nobody knows of")
 
     def _check_overtaken(self, task: str, number: int) -> None:
         fenced = decide.overtaken(number, self._numbers(task))
@@ -238,10 +306,10 @@ class Checkpoints:
         return FencedError(f"task {task} of topology {self._topology} has another owner, see checkpoint {number}")
 
 
-def _decoded(data: bytes | None, path: str) -> Manifest | decide.Damage:
-    if data is None:
-        return decide.Damage.DAMAGED
+def _decoded(data: bytes, path: str) -> Manifest | decide.Damage:
     try:
-        return decode(data, path)
+        found = decode(data, path)
     except CorruptError:
         return decide.Damage.DAMAGED
+    check_place(found, path)
+    return found

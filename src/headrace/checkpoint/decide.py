@@ -5,11 +5,16 @@ no manifest has that number. So a new owner's first manifest and whatever an old
 loser learns of it, and the manifest that a new owner continues is the last one of the old owner, whose files the old
 owner keeps. A number may be free again because its manifest was pruned; then later manifests exist, and whoever wrote
 under it finds them when it looks afterwards.
+
+Why a starting owner never misses a file: it claims first, by a manifest that repeats what it continues, and fetches
+files afterwards. From its claim on, older owners can commit nothing more, and what one of them is still pruning is
+what it chose before: everything but its last checkpoint and the one before that. So those two are all that a new owner
+may go on from, whatever is damaged.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -44,6 +49,11 @@ class Stale:
     """Of the newest."""
 
 
+@dataclass(frozen=True, slots=True)
+class Vanished:
+    """What stood under the number is gone: it was pruned, or the store only said that somebody else was writing."""
+
+
 class Damage(Enum):
     """Stands for a manifest that cannot be read."""
 
@@ -76,13 +86,23 @@ def claim(epoch: int, base: Manifest | None, seen: Seen) -> Write | Fenced | Sta
     return Write(max([*seen, 0 if base is None else base.number]) + 1)
 
 
-def taken(epoch: int, number: int, same_bytes: bool, found: Manifest | Damage) -> Write | Written | Fenced:
-    """Decide what it means that the number under which the owner with ``epoch`` saves is taken.
+def taken(
+    epoch: int, number: int, same_bytes: bool, found: Manifest | Damage | None
+) -> Write | Written | Fenced | Vanished:
+    """Decide what it means that the number under which the owner with ``epoch`` writes is taken.
 
     An answer that got lost makes an owner write twice; nobody else writes under its epoch.
+
+    Args:
+        epoch: Of the owner.
+        number: That is taken.
+        same_bytes: Whether what stands there is what the owner writes.
+        found: What stands there; None if it is gone again.
     """
     if same_bytes:
         return Written()
+    if found is None:
+        return Vanished()
     if isinstance(found, Manifest) and found.epoch == epoch:
         return Write(number + 1)
     return Fenced(number)
@@ -116,6 +136,63 @@ def uploads(files: Sequence[tuple[str, int, str]], previous: Manifest) -> tuple[
     return kept, missing
 
 
+def fallback(
+    current: Manifest, seen: Seen, failed: Sequence[Manifest], damaged: Collection[str] = ()
+) -> Manifest | Fenced | None:
+    """Decide which older checkpoint the owner of ``current`` may go on from, when its files turn out to be damaged.
+
+    Only one that no earlier owner can be about to delete: of the checkpoints that an earlier owner saved, the last,
+    the one before it, and what was written since. A claim is no such checkpoint, for whoever claims has not pruned yet.
+
+    Args:
+        current: The last manifest of the owner that asks.
+        seen: All manifests.
+        failed: Those that were tried; what has the same files is not tried again.
+        damaged: Objects known to be missing or damaged.
+
+    Returns:
+        The newest that may serve, or None if there is none.
+    """
+    fenced = _fenced(current, seen)
+    if fenced is not None:
+        return fenced
+    tried = {_objects(manifest) for manifest in (current, *failed)}
+    for manifest in _out_of_danger(current, seen):
+        # Without positions, it is the claim of a task that never saved anything: that would be to begin anew.
+        usable = manifest.positions and not _objects(manifest).intersection(damaged)
+        if usable and _objects(manifest) not in tried:
+            return manifest
+    return None
+
+
+def _out_of_danger(current: Manifest, seen: Seen) -> list[Manifest]:
+    """Return the manifests before ``current`` whose files no prune can be deleting, newest first."""
+    found: list[Manifest] = []
+    behind_the_last_saved = False
+    for number, manifest in sorted(seen.items(), reverse=True):
+        if number >= current.number or not isinstance(manifest, Manifest):
+            continue
+        found.append(manifest)
+        if behind_the_last_saved:
+            break
+        before = seen.get(number - 1)
+        claimed = isinstance(before, Manifest) and before.epoch != manifest.epoch
+        behind_the_last_saved = manifest.epoch < current.epoch and not claimed
+    return found
+
+
+def _fenced(current: Manifest, seen: Seen) -> Fenced | None:
+    # What lies behind it under its own epoch was written by a call whose answer got lost.
+    for number, manifest in sorted(seen.items(), reverse=True):
+        if number > current.number and not (isinstance(manifest, Manifest) and manifest.epoch == current.epoch):
+            return Fenced(number)
+    return None
+
+
+def _objects(manifest: Manifest) -> frozenset[str]:
+    return frozenset(ref.object for ref in manifest.files)
+
+
 @dataclass(frozen=True, slots=True)
 class Pruning:
     """What to delete: first the manifests, oldest first, then the files."""
@@ -124,20 +201,22 @@ class Pruning:
     files: tuple[str, ...]
 
 
-def prune(current: Manifest, seen: Seen, keep: int) -> Pruning | Fenced:
+def prune(current: Manifest, seen: Seen, keep: int, doomed: Iterable[str] = ()) -> Pruning | Fenced:
     """Decide what the owner of ``current`` may delete.
 
     Args:
         current: Its last manifest.
         seen: All manifests.
         keep: How many readable manifests stay, ``current`` among them.
+        doomed: Files that this owner has no use for, because calls failed half-way; those that no manifest names are
+            deleted too, unless a manifest cannot be read.
     """
-    for number, manifest in sorted(seen.items(), reverse=True):
-        if number > current.number and not (isinstance(manifest, Manifest) and manifest.epoch == current.epoch):
-            return Fenced(number)
+    fenced = _fenced(current, seen)
+    if fenced is not None:
+        return fenced
     kept = [current, *(m for n, m in seen.items() if n > current.number and isinstance(m, Manifest))]
     left = keep - 1
-    doomed: list[Manifest] = []
+    dropped: list[Manifest] = []
     numbers: list[int] = []
     for number, manifest in sorted(seen.items(), reverse=True):
         if number >= current.number:
@@ -149,9 +228,12 @@ def prune(current: Manifest, seen: Seen, keep: int) -> Pruning | Fenced:
             continue
         numbers.append(number)
         if isinstance(manifest, Manifest):
-            doomed.append(manifest)
+            dropped.append(manifest)
     needed = {ref.object for manifest in kept for ref in manifest.files}
-    files = {ref.object for manifest in doomed for ref in manifest.files} - needed
+    files = {ref.object for manifest in dropped for ref in manifest.files}
+    if all(isinstance(manifest, Manifest) for manifest in seen.values()):
+        files.update(doomed)
+    files -= needed
     return Pruning(tuple(sorted(numbers)), tuple(sorted(files)))
 
 

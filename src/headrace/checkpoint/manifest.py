@@ -3,7 +3,8 @@
 Objects of a task lie under ``<topology>/<task>/``::
 
     manifests/<number>.json          one checkpoint each; the number grows by one from manifest to manifest
-    files/<epoch>-<hash>             what manifests name; the epoch is that of the worker which uploaded the file
+    files/<epoch>-<hash>             what manifests name; the epoch is that of the worker which uploaded the file, the
+                                     hash is over its bytes and the number of the manifest that it was uploaded for
 
 Writing manifest n+1 only if it does not exist makes the manifests of a task one sequence that all its owners, past
 and present, agree on: of two workers that believe to own the task, one fails. Files carry the epoch, so that an owner
@@ -19,18 +20,18 @@ from typing import Any
 import google_crc32c
 import msgspec
 
-from headrace.errors import CorruptError, FatalError, SettingsError
+from headrace.errors import CorruptError, FatalError, InvalidError, SettingsError
 
 VERSION = 1
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 _FRAME = re.compile(rb'\{"crc32c":"([0-9a-f]{8})","manifest":(.*)\}\n', re.DOTALL)
 _MANIFEST_NAME = re.compile(r"(\d{10})\.json")
-_FILE_NAME = re.compile(r"(\d+)-[0-9a-f]{32}")
+_FILE_NAME = re.compile(r"(\d+)-[0-9a-f]{32}(?:#\d+)?")
+"""With a number sign, it is what a killed process left of an upload to a directory."""
 
 
-@dataclass(frozen=True, slots=True)
-class FileRef:
+class FileRef(msgspec.Struct, frozen=True, omit_defaults=True):
     """One file of a store directory and the object that holds its bytes."""
 
     name: str
@@ -39,7 +40,9 @@ class FileRef:
     """Path of the object, from the root of the checkpoint store."""
     size: int
     checksum: str
-    """BLAKE2b with 128 bits, in hexadecimal digits."""
+    """BLAKE2b with 128 bits, in hexadecimal digits: says which file it is."""
+    crc32c: str = ""
+    """CRC-32C in hexadecimal digits: says whether a copy is whole, ten times as fast; earlier versions wrote none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,15 +110,36 @@ def files_path(topology: str, task: str) -> str:
     return f"{task_path(topology, task)}/files"
 
 
-def file_path(topology: str, task: str, epoch: int, checksum: str) -> str:
-    """Return the path of a file that the owner with ``epoch`` uploads."""
-    return f"{files_path(topology, task)}/{epoch:010d}-{checksum}"
+def file_path(topology: str, task: str, epoch: int, digits: str) -> str:
+    """Return the path of a file that the owner with ``epoch`` uploads; ``digits`` are 32, in hexadecimal."""
+    return f"{files_path(topology, task)}/{epoch:010d}-{digits}"
 
 
 def file_epoch(path: str) -> int | None:
     """Return the epoch of the owner that uploaded the file at ``path``, or None if a file cannot have that path."""
     match = _FILE_NAME.fullmatch(path.rpartition("/")[2])
     return int(match[1]) if match else None
+
+
+def check_place(manifest: Manifest, path: str) -> None:
+    """Refuse a manifest that lies where another one belongs, or whose files are another task's.
+
+    Raises:
+        InvalidError: it was copied there from elsewhere.
+    """
+    own = f"{manifest.topology}/{manifest.task}"
+    if path != f"{own}/manifests/{manifest.number:010d}.json":
+        raise InvalidError(
+            f"the manifest {path} belongs elsewhere: it is checkpoint {manifest.number} of task {manifest.task} of "
+            f"topology {manifest.topology}",
+            remedy="Delete what was copied there; a checkpoint can only be used under the name it was made for",
+        )
+    for ref in manifest.files:
+        if not ref.object.startswith(f"{own}/files/"):
+            raise InvalidError(
+                f"the manifest {path} names a file of another task: {ref.object}",
+                remedy="Delete the manifest, so that the checkpoint before it is used",
+            )
 
 
 def encode(manifest: Manifest) -> bytes:

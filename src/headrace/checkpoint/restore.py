@@ -5,14 +5,31 @@ from __future__ import annotations
 import os
 import shutil
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from headrace.checkpoint.manifest import FileRef, Manifest
-from headrace.checkpoint.store import Objects
-from headrace.checkpoint.upload import file_checksum, in_threads
+from headrace.checkpoint.store import Crc32c, Digest, Objects, new_checksum
+from headrace.checkpoint.upload import THREADS, in_threads
 from headrace.errors import CorruptError, FatalError
+
+_CHUNK_BYTES = 256 * 1024
+
+
+class DamagedFilesError(CorruptError):
+    """Objects that a checkpoint names are missing or damaged; an older checkpoint may do without them.
+
+    Args:
+        message: What is wrong with them.
+        remedy: What can be done.
+        objects: Their paths.
+    """
+
+    def __init__(self, message: str, *, remedy: str = "", objects: frozenset[str] = frozenset()) -> None:
+        super().__init__(message, remedy=remedy)
+        self.objects = objects
+
 
 Progress = Callable[[int, int], None]
 """Told the bytes that are in place and the bytes of all files, from several threads but one at a time."""
@@ -32,8 +49,9 @@ def restore(
     objects: Objects,
     manifest: Manifest,
     directory: Path,
-    reuse: Path | None = None,
+    reuse: Sequence[Path] = (),
     on_progress: Progress | None = None,
+    threads: int = THREADS,
 ) -> RestoreStats:
     """Put the files of ``manifest`` into ``directory``, whole or not at all; what was there before is deleted.
 
@@ -41,12 +59,13 @@ def restore(
         objects: Where the files are.
         manifest: Names them.
         directory: Where they go.
-        reuse: A directory of an earlier store or snapshot that nobody will write to any more; files that it holds
-            unchanged are linked instead of fetched. It may be ``directory`` itself.
+        reuse: Directories of earlier stores or snapshots that nobody will write to any more; files that one of them
+            holds unchanged are linked instead of fetched. ``directory`` itself may be among them.
         on_progress: Is told after each file.
+        threads: How many files come down at a time.
 
     Raises:
-        CorruptError: a file is missing or damaged.
+        DamagedFilesError: a file is missing or damaged.
         RetriableError: the checkpoint store cannot be reached.
         FatalError: the local directory cannot be written.
     """
@@ -59,7 +78,7 @@ def restore(
 
     def bring(ref: FileRef) -> None:
         nonlocal done, fetched_files, fetched_bytes
-        linked = reuse is not None and _link(reuse / ref.name, temporary / ref.name, ref)
+        linked = any(_link(earlier / ref.name, temporary / ref.name, ref) for earlier in reuse)
         if not linked:
             _fetch(objects, manifest, ref, temporary / ref.name)
         with lock:
@@ -74,7 +93,7 @@ def restore(
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         try:
-            in_threads(bring, manifest.files)
+            in_threads(bring, manifest.files, threads)
             shutil.rmtree(directory, ignore_errors=True)
             temporary.rename(directory)
         except BaseException:
@@ -90,12 +109,26 @@ def restore(
 
 def _link(source: Path, target: Path, ref: FileRef) -> bool:
     try:
-        if source.stat().st_size != ref.size or file_checksum(source) != ref.checksum:
-            return False
         os.link(source, target)
+        # The link, and not what its name may mean by now.
+        if target.stat().st_size == ref.size and _is_whole(target, ref):
+            return True
+        target.unlink()
     except OSError:
-        return False
-    return True
+        target.unlink(missing_ok=True)
+    return False
+
+
+def _is_whole(path: Path, ref: FileRef) -> bool:
+    digest = _digest_of(ref)()
+    with path.open("rb", buffering=0) as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest() == (ref.crc32c or ref.checksum)
+
+
+def _digest_of(ref: FileRef) -> Callable[[], Digest]:
+    return Crc32c if ref.crc32c else new_checksum
 
 
 def _where(manifest: Manifest) -> str:
@@ -103,12 +136,11 @@ def _where(manifest: Manifest) -> str:
 
 
 def _fetch(objects: Objects, manifest: Manifest, ref: FileRef, target: Path) -> None:
-    where = _where(manifest)
-    found = objects.download(ref.object, target)
-    if found is None:
-        raise CorruptError(f"{where} lacks the object {ref.object}", remedy=_REMEDY)
-    if found != (ref.size, ref.checksum):
-        raise CorruptError(f"{where} has a damaged object: {ref.object}", remedy=_REMEDY)
-
-
-_REMEDY = "Delete its manifest, so that the checkpoint before it is used"
+    found = objects.download(ref.object, target, _digest_of(ref))
+    if found != (ref.size, ref.crc32c or ref.checksum):
+        told = "lacks the object" if found is None else "has a damaged object:"
+        raise DamagedFilesError(
+            f"{_where(manifest)} {told} {ref.object}",
+            remedy="See what else is damaged with `headrace checkpoints verify`",
+            objects=frozenset({ref.object}),
+        )

@@ -5,21 +5,64 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from datetime import timedelta
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+import google_crc32c
 import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError, PermissionDeniedError, UnauthenticatedError
-from obstore.store import LocalStore, MemoryStore, S3Store
+from obstore.store import LocalStore, MemoryStore
 
 from headrace.errors import HeadraceError, RetriableError, SettingsError
 
 if TYPE_CHECKING:
-    from obstore.store import ClientConfig, ObjectStore, RetryConfig, S3Config
+    from obstore.store import ObjectStore
 
 _CHUNK_BYTES = 1024**2
+_PART_BYTES = 5 * 1024**2
+"""What S3 takes at least; with 10,000 parts, a file may have 50 GB."""
+_PARTS_AT_ONCE = 2
+_NO_BUCKET = "NoSuchBucket"
+_DENIED = re.compile(r"status code: 40[13]\b|\(os error (1|13|30)\)")
+"""Lists in S3, and files under a directory, fail in ways of their own."""
+_PASSING = "RetriableError: "
+"""In the words of a credential provider of ours, which obstore counts as one that refuses."""
+_LOCAL_CHUNK_BYTES = 256 * 1024
+"""Small enough to stay in the processor's cache between reading, checking and writing."""
+
+
+class Digest(Protocol):
+    """A checksum in the making."""
+
+    def update(self, data: bytes, /) -> None:
+        """Take more bytes."""
+        ...
+
+    def hexdigest(self) -> str:
+        """Return the checksum of all bytes so far, in hexadecimal digits."""
+        ...
+
+
+class Crc32c:
+    """CRC-32C with the instruction that processors have for it."""
+
+    def __init__(self) -> None:
+        self._value = 0
+
+    def update(self, data: bytes, /) -> None:
+        """Take more bytes."""
+        self._value = google_crc32c.extend(self._value, data)
+
+    def hexdigest(self) -> str:
+        """Return the checksum of all bytes so far, in hexadecimal digits."""
+        return f"{self._value:08x}"
+
+
+def new_checksum() -> hashlib.blake2b:
+    """Return the hash that names files and tells them apart."""
+    return hashlib.blake2b(digest_size=16)
 
 
 class Objects(Protocol):
@@ -44,12 +87,17 @@ class Objects(Protocol):
         """Return the bytes of an object; None if there is none."""
         ...
 
-    def download(self, path: str, file: Path) -> tuple[int, str] | None:
+    def download(
+        self, path: str, file: Path, new_digest: Callable[[], Digest] = new_checksum
+    ) -> tuple[int, str] | None:
         """Write the bytes of an object to a new file; return their number and checksum, None if there is no object."""
         ...
 
     def list(self, path: str) -> dict[str, int]:
-        """Return the paths and sizes of all objects below ``path``, in the order of their paths."""
+        """Return the paths and sizes of all objects below ``path``, in the order of their paths.
+
+        With them, of a directory, what was not written to its end: its name goes on with ``#`` and a number.
+        """
         ...
 
     def names(self, path: str) -> Sequence[str]:
@@ -66,8 +114,7 @@ def open_objects(url: str, environment: Mapping[str, str]) -> Objects:
 
     Args:
         url: A directory, ``memory://`` (a new, empty store each time) or ``s3://bucket/prefix``.
-        environment: Environment variables; for S3, ``AWS_*`` tell region, endpoint and credentials. Without keys the
-            role of the container or of the machine is used.
+        environment: Environment variables; for S3, ``AWS_*`` tell region, endpoint and credentials: see ``s3.open_s3``.
 
     Raises:
         SettingsError: the URL makes no sense, or the directory cannot be written.
@@ -75,7 +122,9 @@ def open_objects(url: str, environment: Mapping[str, str]) -> Objects:
     if url == "memory://":
         return StoredObjects(MemoryStore(), url)
     if url.startswith("s3://"):
-        return StoredObjects(_s3(url, environment), url)
+        from headrace.checkpoint.s3 import open_s3  # it needs this module
+
+        return open_s3(url, environment)
     if "://" in url and not url.startswith("file://"):
         raise SettingsError(
             f"checkpoints cannot go to {url!r}", remedy="Give a directory, memory:// or s3://bucket/prefix"
@@ -91,38 +140,6 @@ def open_objects(url: str, environment: Mapping[str, str]) -> Objects:
             remedy="Make it writable for this user, or give another one with --checkpoints or HEADRACE_CHECKPOINTS",
         ) from error
     return StoredObjects(LocalStore(directory), str(directory), directory)
-
-
-def _s3(url: str, environment: Mapping[str, str]) -> S3Store:
-    bucket, _, prefix = url.removeprefix("s3://").rstrip("/").partition("/")
-    if not bucket:
-        raise SettingsError(f"an S3 URL must name a bucket: {url!r}", remedy="Give s3://bucket/prefix")
-    config: S3Config = {"conditional_put": "etag"}
-    for variable, name in _S3_VARIABLES.items():
-        if value := environment.get(variable):
-            config[name] = value  # type: ignore[literal-required]
-    client: ClientConfig = {"connect_timeout": timedelta(seconds=5), "timeout": timedelta(seconds=60)}
-    if environment.get("AWS_ENDPOINT_URL", "").startswith("http://"):
-        client["allow_http"] = True
-    retry: RetryConfig = {"max_retries": 5, "retry_timeout": timedelta(seconds=60)}
-    try:
-        return S3Store(bucket, prefix=prefix or None, config=config, client_options=client, retry_config=retry)
-    except BaseError as error:
-        raise SettingsError(f"checkpoints cannot go to {url}: {_first_line(error)}") from error
-
-
-_S3_VARIABLES = {
-    "AWS_DEFAULT_REGION": "region",
-    "AWS_REGION": "region",
-    "AWS_ENDPOINT_URL": "endpoint",
-    "AWS_ENDPOINT_URL_S3": "endpoint",
-    "AWS_ACCESS_KEY_ID": "access_key_id",
-    "AWS_SECRET_ACCESS_KEY": "secret_access_key",
-    "AWS_SESSION_TOKEN": "session_token",
-    "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI": "container_credentials_relative_uri",
-    "AWS_CONTAINER_CREDENTIALS_FULL_URI": "container_credentials_full_uri",
-    "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE": "container_authorization_token_file",
-}
 
 
 class StoredObjects:
@@ -153,7 +170,8 @@ class StoredObjects:
     def upload(self, path: str, file: Path) -> None:
         """Write the bytes of a file as an object, or over it; all of it or nothing is seen."""
         with self._errors("write", path):
-            obstore.put(self._store, path, file)
+            # In parts, if it is larger than one; with all threads at work, this many times as much memory.
+            obstore.put(self._store, path, file, chunk_size=_PART_BYTES, max_concurrency=_PARTS_AT_ONCE)
             self._force(path)
 
     def read(self, path: str) -> bytes | None:
@@ -161,41 +179,83 @@ class StoredObjects:
         with self._errors("read", path):
             try:
                 return bytes(obstore.get(self._store, path).bytes())
-            except FileNotFoundError:
+            except FileNotFoundError as error:
+                if _NO_BUCKET in str(error):
+                    raise
                 return None
 
-    def download(self, path: str, file: Path) -> tuple[int, str] | None:
+    def download(
+        self, path: str, file: Path, new_digest: Callable[[], Digest] = new_checksum
+    ) -> tuple[int, str] | None:
         """Write the bytes of an object to a new file; return their number and checksum, None if there is no object."""
-        digest, size = new_checksum(), 0
-        with self._errors("read", path):
-            try:
-                found = obstore.get(self._store, path)
-            except FileNotFoundError:
-                return None
-            with file.open("xb") as target:
-                for chunk in found.stream(min_chunk_size=_CHUNK_BYTES):
-                    target.write(chunk)
-                    digest.update(chunk)
-                    size += len(chunk)
+        digest, size = new_digest(), 0
+        with contextlib.ExitStack() as opened:
+            with self._errors("read", path):
+                try:
+                    chunks = self._chunks(path, opened)
+                except FileNotFoundError as error:
+                    if _NO_BUCKET in str(error):
+                        raise
+                    return None
+            # What fails on this side is no fault of the checkpoint store.
+            target = opened.enter_context(file.open("xb"))
+            while chunk := self._next(chunks, path):
+                target.write(chunk)
+                digest.update(chunk)
+                size += len(chunk)
         return size, digest.hexdigest()
+
+    def _next(self, chunks: Iterator[bytes], path: str) -> bytes:
+        with self._errors("read", path):
+            return next(chunks, b"")
+
+    def _chunks(self, path: str, opened: contextlib.ExitStack) -> Iterator[bytes]:
+        if self._directory is None:
+            stream = obstore.get(self._store, path).stream(min_chunk_size=_CHUNK_BYTES)
+            return (bytes(chunk) for chunk in stream)
+        # Twice as fast as through obstore, whose threads hand every chunk over.
+        source = opened.enter_context((self._directory / path).open("rb", buffering=0))
+        return iter(lambda: source.read(_LOCAL_CHUNK_BYTES), b"")
 
     def list(self, path: str) -> dict[str, int]:
         """Return the paths and sizes of all objects below ``path``, in the order of their paths."""
         with self._errors("list", path):
             pages = obstore.list(self._store, path, chunk_size=1000)
-            return dict(sorted((found["path"], found["size"]) for page in pages for found in page))
+            found = {one["path"]: one["size"] for page in pages for one in page}
+            return dict(sorted((found | self._half_written(path)).items()))
+
+    def _half_written(self, path: str) -> dict[str, int]:
+        # obstore hides what it has not written to its end, and what a killed process never will.
+        if self._directory is None:
+            return {}
+        found = {}
+        for file in (self._directory / path).rglob("*#*"):
+            with contextlib.suppress(FileNotFoundError):
+                found[file.relative_to(self._directory).as_posix()] = file.stat().st_size
+        return found
 
     def names(self, path: str) -> Sequence[str]:
         """Return, sorted, the names that the paths of objects below ``path`` continue with."""
         with self._errors("list", path):
             prefixes = obstore.list_with_delimiter(self._store, path)["common_prefixes"]
-            return sorted(prefix.rstrip("/").rpartition("/")[2] for prefix in prefixes)
+            return sorted(prefix.rstrip("/").rpartition("/")[2] for prefix in prefixes if self._is_inhabited(prefix))
+
+    def _is_inhabited(self, prefix: str) -> bool:
+        # Directories stay when the last file in them is deleted.
+        return self._directory is None or any(path.is_file() for path in (self._directory / prefix).rglob("*"))
 
     def delete(self, paths: Sequence[str]) -> None:
         """Delete objects, one after another in this order; those that do not exist are as good as deleted."""
         for path in paths:
-            with self._errors("delete", path), contextlib.suppress(FileNotFoundError):
-                obstore.delete(self._store, path)
+            with self._errors("delete", path):
+                try:
+                    if self._directory is None:
+                        obstore.delete(self._store, path)
+                    else:
+                        (self._directory / path).unlink()
+                except FileNotFoundError as error:
+                    if _NO_BUCKET in str(error):
+                        raise
 
     def _force(self, path: str) -> None:
         if self._directory is None:
@@ -214,23 +274,31 @@ class StoredObjects:
             yield
         except HeadraceError:
             raise
-        except (PermissionDeniedError, UnauthenticatedError, PermissionError) as error:
-            raise SettingsError(
-                f"checkpoints in {self._name} refuse to {verb} {path}: {_first_line(error)}",
-                remedy="Give the user or role of this worker permission to read, write, list and delete there",
-            ) from error
         except (BaseError, OSError) as error:
-            raise RetriableError(
-                f"checkpoints in {self._name} could not {verb} {path}: {_first_line(error)}",
-                remedy="Look at the network, the space left and HEADRACE_CHECKPOINTS if this lasts",
-            ) from error
+            raise self._told(error, verb, path) from error
+
+    def _told(self, error: BaseError | OSError, verb: str, path: str) -> HeadraceError:
+        text = str(error)
+        if _NO_BUCKET in text:
+            return SettingsError(
+                f"the bucket of {self._name} does not exist", remedy="Create it, or look at HEADRACE_CHECKPOINTS"
+            )
+        if "incorrectly configured region" in text or "PermanentRedirect" in text:
+            return SettingsError(
+                f"the bucket of {self._name} is in another region", remedy="Set AWS_REGION to the region of the bucket"
+            )
+        denied = isinstance(error, PermissionDeniedError | UnauthenticatedError | PermissionError)
+        if (denied or _DENIED.search(text)) and _PASSING not in text:
+            return SettingsError(
+                f"checkpoints in {self._name} refuse to {verb} {path}: {first_line(error)}",
+                remedy="Give the user or role of this worker permission to read, write, list and delete there",
+            )
+        return RetriableError(
+            f"checkpoints in {self._name} could not {verb} {path}: {first_line(error)}",
+            remedy="Look at the network, the space left, the credentials and HEADRACE_CHECKPOINTS if this lasts",
+        )
 
 
-def new_checksum() -> hashlib.blake2b:
-    """Return the hash that names files and proves them whole."""
-    return hashlib.blake2b(digest_size=16)
-
-
-def _first_line(error: BaseException) -> str:
-    # What follows is a dump of the request.
+def first_line(error: BaseException) -> str:
+    """Return what an error of obstore says, without the request that it dumps."""
     return str(error).partition("\n")[0].strip()

@@ -1,8 +1,7 @@
-"""``headrace checkpoints``: what could be restored."""
+"""``headrace checkpoints``: what could be restored, whether it is whole, and deleting it."""
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,9 +17,10 @@ from headrace.settings import Settings
 if TYPE_CHECKING:
     from headrace.checkpoint.checkpoints import Checkpoints
     from headrace.checkpoint.manifest import Manifest
+    from headrace.checkpoint.store import Objects
 
 
-def checkpoints(
+def list_checkpoints(
     topology: Annotated[
         str | None, typer.Argument(metavar="[TOPOLOGY]", help="Its name, or the --group that it ran with.")
     ] = None,
@@ -31,23 +31,19 @@ def checkpoints(
     """List the checkpoints from which workers would continue.
 
     \b
-    headrace checkpoints
-    headrace checkpoints card-spend --checkpoints s3://bucket/prefix
+    headrace checkpoints list
+    headrace checkpoints list card-spend --checkpoints s3://bucket/prefix
     """
     settings = load_settings(checkpoints=checkpoints)
-    names = _names(settings)
-    if topology is not None and topology not in names:
-        raise NotFoundError(
-            f"there are no checkpoints of {topology!r} in {settings.checkpoints}",
-            remedy=f"Check its name; there are checkpoints of: {', '.join(names) or 'nothing'}",
-        )
-    from headrace.app import open_checkpoints
+    objects = opened_objects(settings)
+    names = objects.names("") if topology is None else [checked_topology(objects, topology, settings)]
+    from headrace.checkpoint.checkpoints import Checkpoints
 
     problems: list[str] = []
     found: list[dict[str, Any]] = []
     now_ms = SystemClock().now_ms()
-    for name in names if topology is None else [topology]:
-        opened = open_checkpoints(dataclasses.replace(settings, group=""), name)
+    for name in names:
+        opened = Checkpoints(objects, name)
         found += [
             _row(name, manifest, now_ms) for task in opened.tasks() for manifest in _kept(opened, task, every, problems)
         ]
@@ -61,7 +57,13 @@ def checkpoints(
         note(f"note: {problem}")
 
 
-def _names(settings: Settings) -> list[str]:
+def opened_objects(settings: Settings) -> Objects:
+    """Open the checkpoint store that the settings name; a directory must exist.
+
+    Raises:
+        NotFoundError: there is no such directory.
+        SettingsError: it cannot be used.
+    """
     if "://" not in settings.checkpoints and not Path(settings.checkpoints).is_dir():
         raise NotFoundError(
             f"there is no directory {settings.checkpoints} with checkpoints",
@@ -69,7 +71,45 @@ def _names(settings: Settings) -> list[str]:
         )
     from headrace.checkpoint.store import open_objects
 
-    return list(open_objects(settings.checkpoints, os.environ).names(""))
+    return open_objects(settings.checkpoints, os.environ)
+
+
+def checked_topology(objects: Objects, topology: str | None, settings: Settings) -> str:
+    """Return the topology that is meant: the one that was named, or the only one that there is.
+
+    Raises:
+        NotFoundError: it has no checkpoints, or there are several and none was named.
+    """
+    names = objects.names("")
+    if topology is None and len(names) == 1:
+        return names[0]
+    if topology is None and names:
+        raise NotFoundError(
+            f"there are checkpoints of several topologies in {settings.checkpoints}: {', '.join(names)}",
+            remedy="Say which one with --topology",
+        )
+    if topology is None or topology not in names:
+        told = "any topology" if topology is None else repr(topology)
+        raise NotFoundError(
+            f"there are no checkpoints of {told} in {settings.checkpoints}",
+            remedy=f"Check its name; there are checkpoints of: {', '.join(names) or 'nothing'}",
+        )
+    return topology
+
+
+def checked_task(objects: Objects, topology: str, task: str) -> str:
+    """Return ``task``.
+
+    Raises:
+        NotFoundError: it has no checkpoints.
+    """
+    tasks = objects.names(topology)
+    if task not in tasks:
+        raise NotFoundError(
+            f"task {task!r} of topology {topology} has no checkpoints",
+            remedy=f"Check its name; there are checkpoints of: {', '.join(tasks) or 'nothing'}",
+        )
+    return task
 
 
 def _kept(opened: Checkpoints, task: str, every: bool, problems: list[str]) -> list[Manifest]:

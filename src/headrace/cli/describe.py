@@ -9,6 +9,7 @@ import typer
 
 from headrace.cli.failures import load
 from headrace.cli.options import (
+    GuaranteeOption,
     LogOption,
     RepartitionPartitionsOption,
     load_settings,
@@ -38,24 +39,28 @@ def describe(
     ] = None,
     log: LogOption = None,
     repartition_partitions: RepartitionPartitionsOption = None,
+    guarantee: GuaranteeOption = None,
 ) -> None:
     """Show the steps, topics and tasks of a topology.
+
+    It names for each output what holds after a crash: deterministic, outbox or at-least-once, and why.
 
     \b
     headrace describe topologies.card_spend
     headrace describe topologies.card_spend --format mermaid
+    headrace describe topologies.card_spend --guarantee exactly-once
     """
     from headrace.topology import describe as drawing
     from headrace.topology.plan import plan, source_topics
 
-    settings = load_settings(log=log, repartition_partitions=repartition_partitions)
+    settings = load_settings(log=log, repartition_partitions=repartition_partitions, guarantee=guarantee)
     graph = load(module).graph()
     names = list(dict.fromkeys(source_topics(graph)))
     if partitions is not None:
         counts = dict.fromkeys(names, partitions)
     else:
         counts = _counts(names, settings)
-    planned = plan(graph, counts, settings.repartition_partitions)
+    planned = plan(graph, counts, settings.repartition_partitions, guarantee=settings.guarantee)
     draw = {
         Format.TEXT: drawing.describe_text,
         Format.MERMAID: drawing.describe_mermaid,

@@ -70,13 +70,13 @@ class Letter:
     def attempt(self) -> str:
         """Return how often the record has failed."""
         told = self.said(ATTEMPT_HEADER)
-        return told if told is not None and told.isdecimal() else "1"
+        return told if told is not None and _is_number(told) else "1"
 
     @property
     def source(self) -> TopicPartition | None:
         """Return where the record was read from; None if there is nothing to replay, since time made it."""
         topic, partition = self.said(TOPIC_HEADER), self.said(PARTITION_HEADER)
-        if self.said(MADE_HEADER) is not None or topic is None or partition is None or not partition.isdecimal():
+        if self.said(MADE_HEADER) is not None or topic is None or partition is None or not _is_number(partition):
             return None
         return TopicPartition(topic, int(partition))
 
@@ -84,7 +84,7 @@ class Letter:
     def source_offset(self) -> str | None:
         """Return the offset at which the record was read."""
         told = self.said(OFFSET_HEADER)
-        return told if told is not None and told.isdecimal() else None
+        return told if told is not None and _is_number(told) else None
 
     @property
     def place(self) -> str:
@@ -95,6 +95,10 @@ class Letter:
         """Return the headers that the record itself has, and the number of attempts, from which the next is counted."""
         own = tuple(header for header in self.headers if header[0] not in LETTER_HEADERS)
         return (*own, (ATTEMPT_HEADER, self.attempt.encode()))
+
+
+def _is_number(told: str) -> bool:
+    return told.isascii() and told.isdecimal() and len(told) < 19
 
 
 def topic_of(topology: str) -> str:

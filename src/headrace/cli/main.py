@@ -8,14 +8,17 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from headrace.cli.checkpoints import checkpoints
+from headrace.cli import checkpoints_group
 from headrace.cli.consume import consume
 from headrace.cli.dead_letter import commands as dead_letter_commands
 from headrace.cli.demo import demo
 from headrace.cli.describe import describe
 from headrace.cli.failures import INTERRUPTED, close_standard_output, exit_code, show_error
+from headrace.cli.plan import plan
 from headrace.cli.produce import produce
+from headrace.cli.rescale import rescale
 from headrace.cli.run import run
+from headrace.cli.simulate import simulate
 from headrace.cli.topics import groups, topics
 from headrace.errors import HeadraceError
 
@@ -81,8 +84,16 @@ def _build() -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     )  # fmt: skip
     built.callback()(_root)
-    for command in (demo, run, describe, produce, consume, topics, groups, checkpoints):
+    for command in (demo, run, simulate, plan, rescale, describe, produce, consume, topics, groups):
         built.command()(command)
+    checkpoints = typer.Typer(
+        cls=checkpoints_group.ListsByDefault, rich_markup_mode=None, pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    )  # fmt: skip
+    checkpoints.callback()(checkpoints_group.about)
+    for name, command in checkpoints_group.commands():
+        checkpoints.command(name)(command)
+    built.add_typer(checkpoints, name="checkpoints")
     letters = typer.Typer(
         no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},

@@ -47,6 +47,20 @@ class Fsync(StrEnum):
     NEVER = "never"
 
 
+class Guarantee(StrEnum):
+    """What holds of outputs that a replay after a crash may not repeat."""
+
+    AT_LEAST_ONCE = "at-least-once"
+    EXACTLY_ONCE = "exactly-once"
+
+
+class LostRecords(StrEnum):
+    """What a task does whose next records are gone."""
+
+    STOP = "stop"
+    SKIP = "skip"
+
+
 def option_of(field_name: str) -> str:
     """Return the option of a setting.
 
@@ -106,6 +120,24 @@ HeartbeatIntervalOption = Annotated[
 DrainTimeoutOption = Annotated[
     str | None, _setting("drain_timeout_ms", "Time for the last checkpoints when told to stop", "DURATION")
 ]
+HandoffTimeoutOption = Annotated[
+    str | None,
+    _setting(
+        "handoff_timeout_ms",
+        "How long a task that is to move runs on where it is, until its next worker has a copy of its state; 0s moves "
+        "it at once",
+        "DURATION",
+    ),
+]
+StandbyCopiesOption = Annotated[
+    int | None,
+    _setting(
+        "standby_copies",
+        "How many other workers keep a copy of each task's last checkpoint on their own disk, so that they take over "
+        "quickly when its worker dies",
+        "N",
+    ),
+]
 CacheOption = Annotated[str | None, _setting("cache_bytes", "Memory for the write-behind caches of a worker", "SIZE")]
 BlockCacheOption = Annotated[
     str | None, _setting("block_cache_bytes", "Memory for RocksDB's blocks and buffers of a worker", "SIZE")
@@ -113,10 +145,47 @@ BlockCacheOption = Annotated[
 BatchRecordsOption = Annotated[int | None, _setting("batch_records", "The most records in one step of a task", "N")]
 RepartitionPartitionsOption = Annotated[
     int | None,
-    _setting("repartition_partitions", "Partitions of internal topics; 0 for as many as the widest source", "N"),
+    _setting("repartition_partitions", "Partitions of new internal topics; 0 for as many as the widest source", "N"),
 ]
 FsyncOption = Annotated[
     Fsync | None, _setting("fsync", "When the embedded log forces bytes to the disk", "checkpoint|always|never")
+]
+LostRecordsOption = Annotated[
+    LostRecords | None,
+    _setting(
+        "lost_records",
+        "What to do if retention deleted records before a task has read them: stop with an error, or skip them, count "
+        "them in headrace_records_lost_total and go on",
+        "stop|skip",
+    ),
+]
+UnsavedLimitOption = Annotated[
+    str | None,
+    _setting(
+        "unsaved_limit_ms",
+        "A task takes no more records while no checkpoint has held what it did for this long, so that a crash has no "
+        "more than that to do again; 0s for no limit",
+        "DURATION",
+    ),
+]
+AllowResetOption = Annotated[
+    list[str] | None,
+    _setting(
+        "allow_reset",
+        "Steps whose state may be lost, because they were removed, renamed or changed in a way that it cannot follow: "
+        "they begin empty. `headrace plan` names them",
+        "STEP,...",
+    ),
+]
+GuaranteeOption = Annotated[
+    Guarantee | None,
+    _setting(
+        "guarantee",
+        "What holds of outputs that a replay after a crash may not repeat, such as those of map_async: at-least-once "
+        "lets them leave at once; exactly-once with the checkpoint that contains them, up to --checkpoint-interval "
+        "later. `headrace describe` names them",
+        "at-least-once|exactly-once",
+    ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
 
@@ -131,12 +200,14 @@ def load_settings(**given: Any) -> Settings:
     Raises:
         SettingsError: a value cannot be used; the message names the option or the variable.
     """
-    values = {name: value for name, value in given.items() if value is not None}
+    values = {name: value for name, value in given.items() if value is not None and value != []}
     for name, value in values.items():
         if name.endswith("_ms"):
             values[name] = duration_ms(value, option_of(name))
         elif name.endswith("_bytes"):
             values[name] = size_bytes(value, option_of(name))
+        elif isinstance(value, list):
+            values[name] = ",".join(value)
         elif isinstance(value, StrEnum):
             values[name] = str(value)
     return Settings.load(os.environ, **values)
@@ -166,7 +237,7 @@ def opened_log(settings: Settings, clock: Clock, *, existing: bool = True) -> It
             remedy="Fill one with `headrace produce` or `headrace demo --dir DIR`, or give another with --log or "
             "HEADRACE_LOG",
         )
-    from headrace.app import open_log
+    from headrace.log.opening import open_log
 
     log = open_log(settings, clock)
     try:

@@ -13,10 +13,14 @@ from headrace.clock import Clock
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-    from headrace.app import RunStatus
+    from headrace.runtime.status import RunStatus
 
 _PLAIN_EVERY_MS = 10_000
 _RATE_OVER_MS = 5_000
+_MB = 1024**2
+_WAITS = {
+    "log": "the log", "calls": "calls", "checkpoint": "checkpoints", "turn": "a step that takes long",
+}  # fmt: skip
 
 
 class Rate:
@@ -54,6 +58,7 @@ class RunProgress:
         self._label = label
         self._rate = Rate()
         self._state = ""
+        self._waits: list[str] = []
         self._url: str | None = None
         self._told_ms = clock.monotonic_ms()
         self._line = LiveLine(clock)
@@ -97,10 +102,13 @@ class RunProgress:
         if status.metrics_url is not None and status.metrics_url != self._url:
             self._url = status.metrics_url
             self._say(f"{self._label}: metrics at {status.metrics_url}/metrics")
-        if status.state != self._state:
-            self._state = status.state
-            if not self._terminal and not self._until_end and status.state not in ("starting", "finished"):
-                note(f"{self._label}: {status.state}")
+        waits = _waits(status)
+        if (status.state, waits) == (self._state, self._waits):
+            return
+        told = [status.state] * (status.state != self._state or not waits) + waits
+        self._state, self._waits = status.state, waits
+        if not self._terminal and not self._until_end and status.state not in ("starting", "finished"):
+            note(f"{self._label}: {', '.join(told)}")
 
     def _say(self, text: str) -> None:
         self._line.clear()
@@ -141,10 +149,23 @@ def _told(status: RunStatus, speed: str, *, until_end: bool) -> str:
     if status.state != "running":
         parts.insert(0, status.state)
     if status.restoring:
-        parts.append(f"{status.restoring} restoring")
+        parts.append(_restoring(status))
+    parts += _waits(status)
     parts.append(speed)
     if not until_end:
         parts += [f"lag {status.lag_records:,}", f"watermark {moment(status.watermark_ms)}"]
     if status.errors:
         parts.append(f"{status.errors:,} errors")
     return ", ".join(parts)
+
+
+def _restoring(status: RunStatus) -> str:
+    tasks = f"restoring {status.restoring} task{'s' * (status.restoring != 1)}"
+    if not status.restore_bytes:
+        return tasks
+    return f"{tasks}, {status.restored_bytes / _MB:,.0f} of {status.restore_bytes / _MB:,.0f} MB"
+
+
+def _waits(status: RunStatus) -> list[str]:
+    """Return what tasks wait for outside, without how many: that changes too often for a line each."""
+    return [f"waiting for {_WAITS[wait]}" for wait, _ in status.waiting if wait in _WAITS]

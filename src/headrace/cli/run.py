@@ -8,6 +8,7 @@ import typer
 
 from headrace.cli.failures import exit_code, load, show_error
 from headrace.cli.options import (
+    AllowResetOption,
     BatchRecordsOption,
     BlockCacheOption,
     CacheOption,
@@ -16,13 +17,18 @@ from headrace.cli.options import (
     DrainTimeoutOption,
     FsyncOption,
     GroupOption,
+    GuaranteeOption,
+    HandoffTimeoutOption,
     HeartbeatIntervalOption,
     LogOption,
+    LostRecordsOption,
     MetricsHostOption,
     MetricsPortOption,
     RepartitionPartitionsOption,
     SessionTimeoutOption,
+    StandbyCopiesOption,
     StateDirOption,
+    UnsavedLimitOption,
     UntilEndOption,
     WorkersOption,
     load_settings,
@@ -48,11 +54,17 @@ def run(
     session_timeout: SessionTimeoutOption = None,
     heartbeat_interval: HeartbeatIntervalOption = None,
     drain_timeout: DrainTimeoutOption = None,
+    handoff_timeout: HandoffTimeoutOption = None,
+    standby_copies: StandbyCopiesOption = None,
     cache: CacheOption = None,
     block_cache: BlockCacheOption = None,
     batch_records: BatchRecordsOption = None,
     repartition_partitions: RepartitionPartitionsOption = None,
     fsync: FsyncOption = None,
+    guarantee: GuaranteeOption = None,
+    lost_records: LostRecordsOption = None,
+    unsaved_limit: UnsavedLimitOption = None,
+    allow_reset: AllowResetOption = None,
 ) -> None:
     """Run a topology.
 
@@ -68,8 +80,11 @@ def run(
         log=log, checkpoints=checkpoints, state_dir=state_dir, group=group, workers=workers, until_end=until_end,
         metrics_host=metrics_host, metrics_port=metrics_port, checkpoint_interval_ms=checkpoint_interval,
         session_timeout_ms=session_timeout, heartbeat_interval_ms=heartbeat_interval,
-        drain_timeout_ms=drain_timeout, cache_bytes=cache, block_cache_bytes=block_cache,
+        drain_timeout_ms=drain_timeout, handoff_timeout_ms=handoff_timeout, standby_copies=standby_copies,
+        cache_bytes=cache, block_cache_bytes=block_cache,
         batch_records=batch_records, repartition_partitions=repartition_partitions, fsync=fsync,
+        lost_records=lost_records, unsaved_limit_ms=unsaved_limit,
+        guarantee=guarantee, allow_reset=allow_reset,
     )  # fmt: skip
     from headrace.app import run_spec
 

@@ -10,24 +10,38 @@ from headrace.cli.consume import partitions_of
 from headrace.cli.options import JsonOption, LogOption, load_settings, opened_log
 from headrace.cli.output import note, show_json, show_table
 from headrace.clock import SystemClock
-from headrace.errors import NotFoundError
+from headrace.errors import NotFoundError, SettingsError
 from headrace.log.api import Log, TopicInfo
 from headrace.record import TopicPartition
 
 
 def topics(
     name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="One topic, partition by partition.")] = None,
+    grow_to: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Give the topic so many partitions. Stop first what reads and writes it by key, "
+            "and then let `headrace rescale` move its state.",
+        ),
+    ] = None,
     log: LogOption = None,
     json: JsonOption = False,
 ) -> None:
-    """List the topics of the log, or the partitions of one.
+    """List topics or the partitions of one, or give it more of them.
 
     \b
     headrace topics
     headrace topics payments --json
+    headrace topics payments --grow-to 8
     """
     settings = load_settings(log=log)
+    if grow_to is not None and name is None:
+        raise SettingsError("--grow-to is for one topic", remedy="Name it: headrace topics payments --grow-to 8")
     with opened_log(settings, SystemClock()) as opened:
+        if name is not None and grow_to is not None:
+            opened.grow_topic(name, grow_to)
         known = opened.topics()
         if name is not None:
             partitions_of(opened, name)

@@ -67,7 +67,13 @@ class Assignment(NamedTuple):
     leases: Mapping[str, Lease]
     """Units that this member holds."""
     revoked: frozenset[str]
-    """Those of them that it must hand over: finish, checkpoint, then ``release``."""
+    """Those of them that it must hand over now: finish, checkpoint, then ``release``."""
+    outgoing: frozenset[str] = frozenset()
+    """Those of them that are meant for others: revoked as soon as the next holder has a copy of their state."""
+    incoming: frozenset[str] = frozenset()
+    """Units that others hold and that are meant for it."""
+    copies: frozenset[str] = frozenset()
+    """Units of others of which it should have a copy, and say so (``copied``): they may come to it."""
 
 
 Assign = Callable[[Sequence[str], Sequence[str], Mapping[str, str]], Mapping[str, str]]
@@ -133,6 +139,14 @@ class Membership(Protocol):
         """Give up a unit after its last checkpoint, so that its next owner may take it. Idempotent."""
         ...
 
+    def retire(self) -> None:
+        """Get nothing more, so that the others make ready for what this member holds. Idempotent."""
+        ...
+
+    def copied(self, unit: str) -> None:
+        """Say that this member has a copy of what the last checkpoint of a unit consists of. Idempotent."""
+        ...
+
     def commit(self, lease: Lease, offsets: Mapping[TopicPartition, Committed]) -> None:
         """Record positions for lag and tools; recovery trusts the checkpoint manifest instead.
 
@@ -158,8 +172,19 @@ class Group(Protocol):
         assign: Assign,
         *,
         session_timeout_ms: int,
+        handoff_timeout_ms: int = 0,
+        standby_copies: int = 0,
     ) -> Membership:
-        """Become a member that can run any of ``units``; each unit reads the partitions that stand beside it."""
+        """Become a member that can run any of ``units``; each unit reads the partitions that stand beside it.
+
+        Args:
+            member_id: Its name; an earlier member of the same name is fenced.
+            units: What it can run.
+            assign: Says who should run what, from what all members know.
+            session_timeout_ms: It is removed when its heartbeat stands still for this long.
+            handoff_timeout_ms: How long what it holds waits for a next holder that has no copy yet.
+            standby_copies: How many members should have a copy of each unit in case its holder dies.
+        """
         ...  # fmt: skip
 
     def members(self) -> list[GroupMember]:
@@ -188,6 +213,18 @@ class Log(Protocol):
         Raises:
             InvalidError: the name cannot be used (``[A-Za-z0-9._-]``, at most 249), ``partitions`` is not positive,
                 or the topic exists with another number of partitions (which the message names).
+        """
+        ...
+
+    def grow_topic(self, name: str, partitions: int) -> TopicInfo:
+        """Give a topic more partitions, which are empty; those that it has stay as they are.
+
+        Who writes by key from then on finds other partitions for most keys. Growing to the number that a topic has
+        changes nothing.
+
+        Raises:
+            NotFoundError: there is none of that name.
+            InvalidError: the topic has more partitions than that.
         """
         ...
 
@@ -232,6 +269,18 @@ class Log(Protocol):
 
     def flush(self) -> None:
         """Return once every batch appended or sent here is acknowledged and as durable as the log's policy says."""
+        ...
+
+    def flush_before(self, offsets: Mapping[TopicPartition, int]) -> None:
+        """Return once every record before these offsets, whoever appended it, is as durable as the policy says.
+
+        Whoever keeps what follows from records, and where it goes on reading, calls this first: records that a reader
+        has seen may otherwise be lost with the power, and others take their offsets.
+
+        Raises:
+            NotFoundError: no such topic or partition.
+            RetriableError: the disk refuses.
+        """
         ...
 
     def reader(self, partition: TopicPartition, offset: int) -> Reader:

@@ -6,12 +6,12 @@ the same id is another one. Whoever stores a group applies these functions insid
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from headrace.errors import FencedError
-from headrace.log.api import Assign, Assignment, GroupMember, Lease
+from headrace.log.api import Assign, GroupMember, Lease
 
 NOBODY = 0
 """The token that no member has."""
@@ -43,6 +43,13 @@ class LeaseState:
     last_member: str
 
 
+class Copy(NamedTuple):
+    """A member has on its own disk what the last checkpoint of a unit that it does not hold consists of."""
+
+    unit: str
+    token: int
+
+
 @dataclass(frozen=True, slots=True)
 class GroupState:
     """All that is shared by the members of a group."""
@@ -52,6 +59,7 @@ class GroupState:
     """By token."""
     leases: Mapping[str, LeaseState] = field(default_factory=dict)
     """By unit."""
+    copies: frozenset[Copy] = frozenset()
 
 
 class Sighting(NamedTuple):
@@ -74,11 +82,33 @@ def removed(state: GroupState, tokens: Iterable[int]) -> GroupState:
     gone = {token for token in tokens if token in state.members}
     if not gone:
         return state
-    leases = {
-        unit: replace(lease, holder=NOBODY) if lease.holder in gone else lease for unit, lease in state.leases.items()
-    }
+    free = {unit: replace(lease, holder=NOBODY) for unit, lease in state.leases.items() if lease.holder in gone}
     members = {token: member for token, member in state.members.items() if token not in gone}
-    return GroupState(state.generation + 1, members, leases)
+    copies = frozenset(copy for copy in state.copies if copy.token not in gone)
+    return GroupState(state.generation + 1, members, {**state.leases, **free}, copies)
+
+
+def retired(state: GroupState, token: int) -> GroupState:
+    """Let a member get nothing more: what it holds is meant for others from now on."""
+    member = state.members.get(token)
+    if member is None or not member.units:
+        return state
+    idle = replace(member, units=frozenset())
+    return replace(state, generation=state.generation + 1, members={**state.members, token: idle})
+
+
+def copied(state: GroupState, token: int, unit: str) -> GroupState:
+    """Note that a member has a copy of what a unit's checkpoint consists of."""
+    copy = Copy(unit, token)
+    if token not in state.members or copy in state.copies:
+        return state
+    return replace(state, copies=state.copies | {copy})
+
+
+def forgotten(state: GroupState, token: int, wanted: Collection[str]) -> GroupState:
+    """Drop the note of a member's copies of all units but those of which it should have one."""
+    rest = frozenset(copy for copy in state.copies if copy.token != token or copy.unit in wanted)
+    return state if rest == state.copies else replace(state, copies=rest)
 
 
 def released(state: GroupState, token: int, unit: str) -> GroupState:
@@ -129,28 +159,110 @@ def targets(state: GroupState, assign: Assign) -> dict[str, str]:
     return chosen
 
 
+def successors(state: GroupState, assign: Assign, copies: int) -> dict[str, tuple[str, ...]]:
+    """Return, for each unit, the members that would get it one after the other if its owner died, then the next.
+
+    Args:
+        state: Of the group.
+        assign: Says who gets what.
+        copies: How many to name.
+    """
+    tokens = {member.member_id: token for token, member in state.members.items()}
+    plans: dict[frozenset[str], dict[str, str]] = {}
+
+    def without(gone: frozenset[str]) -> dict[str, str]:
+        if gone not in plans:
+            plans[gone] = targets(removed(state, [tokens[name] for name in gone]), assign)
+        return plans[gone]
+
+    found: dict[str, tuple[str, ...]] = {}
+    for unit, owner in without(frozenset()).items():
+        line = [owner]
+        while len(line) <= copies and (following := without(frozenset(line)).get(unit)) is not None:
+            line.append(following)
+        found[unit] = tuple(line[1:])
+    return found
+
+
+def wanted_copies(
+    state: GroupState, token: int, chosen: Mapping[str, str], following: Mapping[str, Sequence[str]]
+) -> frozenset[str]:
+    """Return the units held by others of which a member should have a copy.
+
+    Args:
+        state: Of the group.
+        token: The member's.
+        chosen: Which member should hold each unit: what is meant for this one should be there when it comes.
+        following: Which members would take over each unit.
+    """
+    me = state.members[token].member_id
+    return frozenset(
+        unit
+        for unit, lease in state.leases.items()
+        if lease.holder not in (NOBODY, token) and (chosen.get(unit) == me or me in following.get(unit, ()))
+    )
+
+
 def acquired(state: GroupState, token: int, chosen: Mapping[str, str]) -> GroupState:
     """Give a member the free units that are meant for it.
 
     The epoch grows when the unit was held last by another member, or by an earlier one of the same id.
     """
     me = state.members[token]
-    leases = dict(state.leases)
+    taken: dict[str, LeaseState] = {}
     for unit, target in chosen.items():
         if target != me.member_id or unit not in me.units:
             continue
-        lease = leases.get(unit, LeaseState(unit, 0, NOBODY, NOBODY, ""))
+        lease = state.leases.get(unit, LeaseState(unit, 0, NOBODY, NOBODY, ""))
         if lease.holder == NOBODY:
             epoch = lease.epoch if lease.last_token == token else lease.epoch + 1
-            leases[unit] = LeaseState(unit, epoch, token, token, me.member_id)
-    return state if leases == state.leases else replace(state, leases=leases)
+            taken[unit] = LeaseState(unit, epoch, token, token, me.member_id)
+    return replace(state, leases={**state.leases, **taken}) if taken else state
 
 
-def assignment(state: GroupState, token: int, chosen: Mapping[str, str]) -> Assignment:
-    """Return what a member holds, and what of it is meant for another member."""
-    me = state.members[token].member_id
-    held = {unit: Lease(unit, lease.epoch) for unit, lease in sorted(state.leases.items()) if lease.holder == token}
-    return Assignment(state.generation, held, frozenset(unit for unit in held if chosen.get(unit, me) != me))
+def outgoing(state: GroupState, token: int, chosen: Mapping[str, str]) -> frozenset[str]:
+    """Return the units that a member holds and that are not meant for it."""
+    member = state.members[token]
+    return frozenset(
+        unit
+        for unit, lease in state.leases.items()
+        if lease.holder == token
+        and (chosen.get(unit, member.member_id) != member.member_id or unit not in member.units)
+    )
+
+
+def waited(before: Mapping[str, int], units: Iterable[str], now_ms: int) -> dict[str, int]:
+    """Return since when each of ``units`` is to go, by the observer's own clock; what stays is forgotten."""
+    return {unit: before.get(unit, now_ms) for unit in sorted(units)}
+
+
+def due(
+    state: GroupState, chosen: Mapping[str, str], since: Mapping[str, int], now_ms: int, patience_ms: int
+) -> frozenset[str]:
+    """Return which of the units that are to go should go now.
+
+    A unit goes on where it is until its next holder has a copy of its state, so that it pauses only for what changed
+    since; but not for ever, and not if there is nobody to wait for.
+
+    Args:
+        state: Of the group.
+        chosen: Which member should hold each unit.
+        since: The units that are to go, and since when.
+        now_ms: By the clock of ``since``.
+        patience_ms: How long one waits at most.
+    """
+    names = {copy: state.members[copy.token].member_id for copy in state.copies if copy.token in state.members}
+    there = {(copy.unit, name) for copy, name in names.items()}
+    return frozenset(
+        unit
+        for unit, since_ms in since.items()
+        if unit not in chosen or (unit, chosen[unit]) in there or now_ms - since_ms >= patience_ms
+    )
+
+
+def leases(state: GroupState, token: int) -> dict[str, Lease]:
+    """Return what a member holds, by unit."""
+    return {unit: Lease(unit, lease.epoch) for unit, lease in sorted(state.leases.items()) if lease.holder == token}
 
 
 def check_member(state: GroupState, token: int, member_id: str, group: str) -> None:

@@ -7,22 +7,30 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from headrace.clock import Clock
-from headrace.errors import FencedError
+from headrace.errors import FencedError, RetriableError
 from headrace.log.api import Assign, Assignment, Committed, GroupMember, Lease, Membership
 from headrace.log.groups import (
     GroupState,
     Member,
     Sighting,
     acquired,
-    assignment,
     check_member,
+    copied,
     described,
+    due,
+    forgotten,
     joined,
+    leases,
     observed,
+    outgoing,
     released,
     removed,
+    retired,
     silent,
+    successors,
     targets,
+    waited,
+    wanted_copies,
 )
 from headrace.record import TopicPartition
 
@@ -73,7 +81,7 @@ class StoredGroup:
 
     def join(
         self, member_id: str, units: Mapping[str, Sequence[TopicPartition]], assign: Assign, *,
-        session_timeout_ms: int,
+        session_timeout_ms: int, handoff_timeout_ms: int = 0, standby_copies: int = 0,
     ) -> Membership:  # fmt: skip
         """Become a member that can run any of ``units``; an earlier member of the same id is fenced."""
         token = self._store.admit()
@@ -83,7 +91,7 @@ class StoredGroup:
         except BaseException:
             self._store.dismiss(token)
             raise
-        return StoredMembership(self.name, member, assign, self._store, self._clock)
+        return StoredMembership(self.name, member, assign, self._store, self._clock, handoff_timeout_ms, standby_copies)
 
     def members(self) -> list[GroupMember]:
         """Return the members and what they hold, sorted by id."""
@@ -97,21 +105,35 @@ class StoredGroup:
 class StoredMembership:
     """One worker's membership; see ``log.api.Membership``."""
 
-    def __init__(self, group: str, member: Member, assign: Assign, store: GroupStore, clock: Clock) -> None:
+    def __init__(
+        self, group: str, member: Member, assign: Assign, store: GroupStore, clock: Clock, handoff_timeout_ms: int,
+        standby_copies: int,
+    ) -> None:  # fmt: skip
         self.member_id = member.member_id
         self._group = group
         self._token = member.token
         self._assign = assign
         self._store = store
         self._clock = clock
+        self._handoff_timeout_ms = handoff_timeout_ms
+        self._standby_copies = standby_copies
         self._lock = threading.Lock()
         self._seen: dict[int, Sighting] = {}
+        self._waited: dict[str, int] = {}
+        self._following: tuple[tuple[object, ...], dict[str, tuple[str, ...]]] = ((), {})
+        self._deaf = False
         self._left = False
 
     def heartbeat(self) -> None:
         """Say that this member lives."""
-        if not self._left:
+        if self._left:
+            return
+        try:
             self._store.beat(self._group, self._token)
+        except RetriableError:
+            # The others could not say so either: nobody is judged by what this member saw up to now.
+            self._deaf = True
+            raise
 
     def poll(self) -> Assignment:
         """Observe the group, take what is free and meant for this member, and return what it should run."""
@@ -119,6 +141,8 @@ class StoredMembership:
             state = self._store.state(self._group)
             check_member(state, self._token, self.member_id, self._group)
             now_ms = self._clock.monotonic_ms()
+            if self._deaf:
+                self._deaf, self._seen = False, {}
             seen = self._seen = observed(self._seen, state, now_ms)
             others = [token for token in state.members if token != self._token]
             dead = self._store.dead(others)
@@ -128,14 +152,47 @@ class StoredMembership:
                 # Judged again inside the transaction: who has just said that it lives stays.
                 gone = (silent(seen, state, now_ms) | dead) - {self._token}
                 rest = removed(state, gone)
-                return acquired(rest, self._token, targets(rest, self._assign))
+                chosen = targets(rest, self._assign)
+                after = acquired(rest, self._token, chosen)
+                return forgotten(after, self._token, self._wanted(after, chosen))
 
             after = turn(state)
             if after is not state:
                 before, after = state, self._store.update(self._group, turn)
                 for token in before.members.keys() - after.members.keys():
                     self._store.dismiss(token)
-            return assignment(after, self._token, targets(after, self._assign))
+            return self._assignment(after, now_ms)
+
+    def _assignment(self, state: GroupState, now_ms: int) -> Assignment:
+        chosen = targets(state, self._assign)
+        going = outgoing(state, self._token, chosen)
+        self._waited = waited(self._waited, going, now_ms)
+        revoked = due(state, chosen, self._waited, now_ms, self._handoff_timeout_ms)
+        coming = wanted_copies(state, self._token, chosen, {})
+        wanted = self._wanted(state, chosen)
+        return Assignment(state.generation, leases(state, self._token), revoked, going, coming, wanted)
+
+    def _wanted(self, state: GroupState, chosen: Mapping[str, str]) -> frozenset[str]:
+        return wanted_copies(state, self._token, chosen, self._successors(state))
+
+    def _successors(self, state: GroupState) -> dict[str, tuple[str, ...]]:
+        """Return who would take over each unit, worked out again only when the group has changed."""
+        if not self._standby_copies:
+            return {}
+        facts = (state.generation, *sorted(state.leases.items()))
+        if facts != self._following[0]:
+            self._following = facts, successors(state, self._assign, self._standby_copies)
+        return self._following[1]
+
+    def retire(self) -> None:
+        """Get nothing more, so that the others make ready for what this member holds; idempotent."""
+        self._store.update(self._group, lambda state: retired(state, self._token))
+
+    def copied(self, unit: str) -> None:
+        """Say that this member has a copy of what the last checkpoint of a unit consists of; idempotent."""
+        state = self._store.state(self._group)
+        if copied(state, self._token, unit) is not state:
+            self._store.update(self._group, lambda state: copied(state, self._token, unit))
 
     def release(self, unit: str) -> None:
         """Give up a unit; idempotent."""

@@ -14,7 +14,7 @@ from headrace.errors import InvalidError, NotFoundError
 from headrace.log.api import Committed, Group, Lease, Reader, TopicConfig, TopicInfo
 from headrace.log.groups import GroupState, check_lease
 from headrace.log.membership import StoredGroup
-from headrace.log.names import check_new_topic, check_same_partitions, no_such_partition, no_such_topic
+from headrace.log.names import check_growth, check_new_topic, check_same_partitions, no_such_partition, no_such_topic
 from headrace.log.slices import BatchPieces
 from headrace.record import JoinedBytes, Origin, RecordBatch, TopicPartition
 
@@ -68,6 +68,18 @@ class MemoryLog:
             self._topics[name] = topic, [_Partition(topic, number) for number in range(partitions)]
             return topic
 
+    def grow_topic(self, name: str, partitions: int) -> TopicInfo:
+        """Give a topic more partitions, which are empty."""
+        with self._lock:
+            if name not in self._topics:
+                raise no_such_topic(name)
+            before, stored = self._topics[name]
+            check_growth(before, partitions)
+            topic = replace(before, partitions=partitions)
+            added = [_Partition(topic, number) for number in range(before.partitions, partitions)]
+            self._topics[name] = topic, [*stored, *added]
+            return topic
+
     def delete_topic(self, name: str) -> None:
         """Delete a topic and its records."""
         with self._lock:
@@ -95,6 +107,12 @@ class MemoryLog:
 
     def flush(self) -> None:
         """Do nothing: memory is as durable as it gets."""
+
+    def flush_before(self, offsets: Mapping[TopicPartition, int]) -> None:
+        """Check that the partitions exist: memory is as durable as it gets."""
+        with self._lock:
+            for partition in offsets:
+                self._find(partition)
 
     def reader(self, partition: TopicPartition, offset: int) -> Reader:
         """Read ``partition`` from ``offset`` on."""

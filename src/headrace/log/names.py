@@ -45,6 +45,19 @@ def check_same_partitions(existing: TopicInfo, partitions: int) -> TopicInfo:
     return existing
 
 
+def check_growth(existing: TopicInfo, partitions: int) -> None:
+    """Refuse to take partitions away from a topic.
+
+    Raises:
+        InvalidError: it has more than ``partitions``.
+    """
+    if partitions < existing.partitions:
+        raise InvalidError(
+            f"topic {existing.name} has {existing.partitions} partitions, and cannot shrink to {partitions}",
+            remedy="Write its records to a new topic with fewer partitions",
+        )
+
+
 def no_such_topic(name: str) -> NotFoundError:
     """Say that a topic does not exist."""
     return NotFoundError(f"there is no topic {name}", remedy="Create it, or check its name with `headrace topics`")

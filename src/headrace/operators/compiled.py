@@ -30,7 +30,7 @@ from typing import Any
 
 import msgspec
 
-from headrace.errors import TopologyError
+from headrace.errors import CorruptError, TopologyError
 from headrace.operators.aggregates import COUNT_INLINE, Aggregate
 from headrace.record import JoinedBytes
 from headrace.serde.msgpack import Msgpack
@@ -197,9 +197,17 @@ class RowCodec:
             ) from error
 
     def decode_many(self, rows: Sequence[bytes]) -> list[Accumulators]:
-        """Decode rows."""
+        """Decode rows.
+
+        Raises:
+            CorruptError: a row does not have one accumulator per aggregate.
+        """
         decoded = self._serde.decode_many(JoinedBytes.of(rows))
-        return list(map(list, decoded)) if self._typed else decoded
+        if self._typed:
+            return list(map(list, decoded))
+        if set(map(len, decoded)) - {len(self._names)}:
+            raise CorruptError(f"a row does not hold {len(self._names)} accumulators")
+        return decoded
 
     def _check(self, rows: Sequence[Accumulators]) -> None:
         for i, plain in enumerate(self._plain):

@@ -16,10 +16,12 @@ from dataclasses import dataclass, field
 
 import msgspec
 
+from headrace.errors import CorruptError
 from headrace.operators.agenda import Agenda
 from headrace.operators.api import Batch, Outputs, RecordsFailedError, watermarks_before
 from headrace.operators.compiled import Accumulators, Compiled, RowCodec
 from headrace.operators.results import Failures, Results, Row, leave
+from headrace.operators.times import Count, Time, check_order
 from headrace.operators.windowed import apply_rows
 from headrace.record import MIN_WATERMARK
 from headrace.state.cache import WriteBehind
@@ -66,11 +68,16 @@ class CountedCodec:
         """Decode the window of each key."""
         found = []
         for data in rows:
-            kind = tuple[int, int, bytes, list[tuple[int, bytes]]]
+            kind = tuple[Count, Time, bytes, list[tuple[Time, bytes]]]
             count, start, row, held = msgspec.msgpack.decode(data, type=kind)
+            times = [time for time, _ in held]
+            if held:
+                check_order(times)
+            if bool(row) != bool(count):
+                raise CorruptError("a window has accumulators and no records, or the other way round")
             decoded = self._rows.decode_many([row for _, row in held])
             opened = self._rows.decode_many([row])[0] if row else None
-            found.append(Counted(count, start, opened, [time for time, _ in held], decoded))
+            found.append(Counted(count, start, opened, times, decoded))
         return found
 
 

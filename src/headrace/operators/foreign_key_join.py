@@ -26,11 +26,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from typing import Any, ClassVar
 
 import msgspec
 
+from headrace.errors import CorruptError
 from headrace.operators.api import EMIT_RECORDS, MAIN, Batch, Outputs, StepContext
 from headrace.operators.selectors import Selector, select, selector_name
 from headrace.operators.stored import StoredValues, stored_shape
@@ -38,9 +40,9 @@ from headrace.operators.untimed import UntimedOperator
 from headrace.serde.api import Serde
 from headrace.state.api import WriteBatch
 from headrace.state.cache import Codec, WriteBehind
+from headrace.state.decoding import checked, reading_keys
 from headrace.state.keys import (
     TIME_WIDTH,
-    decode_time,
     decode_times,
     encode_bytes,
     encode_time,
@@ -51,7 +53,18 @@ from headrace.state.keys import (
 _NOTHING = b"\0"
 _RIGHT_KEY = b"\1"
 _BYTES: Codec[bytes] = Codec(list, list)
-_NUMBERS: Codec[int] = Codec(encode_times, decode_times)
+_LIMIT = 1 << 62
+"""No number of a change is as large."""
+
+
+def _decode_numbers(rows: list[bytes]) -> list[int]:
+    numbers = decode_times(rows)
+    if max(numbers, default=0) >= _LIMIT:
+        raise CorruptError("a change has a number that none can have")
+    return numbers
+
+
+_NUMBERS: Codec[int] = Codec(encode_times, _decode_numbers)
 
 
 class Reference(msgspec.Struct, array_like=True, frozen=True):
@@ -257,9 +270,11 @@ class LookupOperator(UntimedOperator):
                 self._rows_cache.discard(self._rows, right_key)
             prefix = cache.prefix + encode_bytes(right_key)
             for key, stored in cache.store.scan(prefix, prefix_end(prefix)):
+                with reading_keys(cache.part):
+                    (number,) = _decode_numbers([stored[:TIME_WIDTH]])
                 places.append(place)
                 left_keys.append(key[len(prefix) :])
-                answers.append(Answer(decode_time(stored), stored[TIME_WIDTH:], row))
+                answers.append(Answer(number, stored[TIME_WIDTH:], row))
         return self._answers(batch, places, left_keys, answers)
 
     @staticmethod
@@ -302,8 +317,9 @@ class AnswersOperator(UntimedOperator):
     """The running form of ``Answers``."""
 
     def __init__(self, left: StoredValues, right: StoredValues, how: str, known: WriteBehind[int]) -> None:
-        self._left = left
-        self._right = right
+        # Both rows are as some task wrote them into its state, so that no record is to blame if they make no sense.
+        self._read_left = checked(left.decode_many, partial(str, "a left row that was joined"))
+        self._read_right = checked(right.decode_many, partial(str, "a right row that was joined"))
         self._inner = how == "inner"
         self._known = known.bucket(b"")
 
@@ -329,6 +345,6 @@ class AnswersOperator(UntimedOperator):
         return [(MAIN, batch.pick(places).with_values(self._decoded(pairs)))] if places else []
 
     def _decoded(self, pairs: list[Answer | None]) -> list[Any]:
-        lefts = iter(self._left.decode_many([p.left for p in pairs if p is not None and p.left is not None]))
-        rights = iter(self._right.decode_many([p.right for p in pairs if p is not None and p.right is not None]))
+        lefts = iter(self._read_left([p.left for p in pairs if p is not None and p.left is not None]))
+        rights = iter(self._read_right([p.right for p in pairs if p is not None and p.right is not None]))
         return [None if pair is None else (next(lefts), None if pair.right is None else next(rights)) for pair in pairs]

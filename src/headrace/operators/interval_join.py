@@ -23,6 +23,7 @@ from headrace.operators.windowed import LATE
 from headrace.record import MIN_WATERMARK
 from headrace.serde.api import Serde
 from headrace.state.cache import Bucket, Codec, WriteBehind
+from headrace.state.decoding import unreadable
 from headrace.state.keys import decode_time, decode_times, encode_time, encode_times
 
 LATE_RIGHT = "late-right"
@@ -128,12 +129,15 @@ class Side:
     def load(self, wanted: dict[int, list[bytes]]) -> None:
         """Bring rows into memory: keys by the number of their slice."""
         for number, keys in wanted.items():
-            self.slices[number].load(sorted(set(keys)))
+            if number in self.slices:
+                self.slices[number].load(sorted(set(keys)))
 
     def unmatched(self, key: bytes, timestamp: int) -> list[Any]:
         """Return the values of one key and time that have found no partner."""
-        row = self.slices[timestamp // self.slice_ms].peek(key)
-        assert row is not None
+        bucket = self.slices.get(timestamp // self.slice_ms)
+        row = None if bucket is None else bucket.peek(key)
+        if row is None:
+            raise unreadable(self.cache.part(), "a record that is to leave without a partner is not there")
         return [row.values[i] for i in row.between(timestamp, timestamp) if not row.marks[i]]
 
     def drop(self, watermark: int) -> None:
@@ -150,13 +154,14 @@ class Unmatched:
     def __init__(self, cache: WriteBehind[bool], slot_ms: int, released: Bucket[int], hold_ms: int) -> None:
         self._released = released
         self.hold_ms = hold_ms
+        self.part = cache.part
         self.due = DueTimes(cache, slot_ms, released.peek(b"") or 0)
 
     def release(self, sides: Sequence[Side], watermark: int) -> list[tuple[int, bytes, Any]]:
         """Return (timestamp, key, pair) of what leaves at ``watermark``: by time, side, key and arrival."""
         found = []
-        for time, name in self.due.due(watermark):
-            side, key, timestamp = name[0], name[1:], time - self.hold_ms
+        for entry in self.due.due(watermark):
+            side, key, timestamp = _record(entry, self)
             found += [(timestamp, key, _ALONE[side](value)) for value in sides[side].unmatched(key, timestamp)]
         return found
 
@@ -306,8 +311,9 @@ class IntervalJoinOperator:
         return next((e[0] + 1 for e in self._unmatched.due.last_first() if self._is_unmatched(e)), None)
 
     def _is_unmatched(self, entry: tuple[int, bytes]) -> bool:
-        time, name = entry
-        return bool(self._sides[name[0]].unmatched(name[1:], time - self._hold_ms))
+        assert self._unmatched is not None
+        side, key, timestamp = _record(entry, self._unmatched)
+        return bool(self._sides[side].unmatched(key, timestamp))
 
     def _pair(self, made: _Made, place: int, key: bytes, timestamp: int, value: Any, side: int, low: int) -> int:
         """Pair one record with those of the other side; return 1 if there is any."""
@@ -365,13 +371,22 @@ class IntervalJoinOperator:
         coming = self._unmatched.due.coming(watermark)
         for side, item in enumerate(self._sides):
             wanted: dict[int, list[bytes]] = {}
-            for time, name in coming:
-                number = (time - self._hold_ms) // self._slice_ms
-                if name[0] == side and not item.slices[number].complete:
-                    wanted.setdefault(number, []).append(name[1:])
+            for entry in coming:
+                of, key, timestamp = _record(entry, self._unmatched)
+                number = timestamp // self._slice_ms
+                if of == side and not (number in item.slices and item.slices[number].complete):
+                    wanted.setdefault(number, []).append(key)
             item.load(wanted)
 
 
 def _expired(rows: Sequence[tuple[int, bytes, Any]], offsets: list[int], running: Any) -> Batch:
     stamps, keys, pairs = [row[0] for row in rows], [row[1] for row in rows], [row[2] for row in rows]
     return Batch(offsets, stamps, keys, pairs, None, running, running is not None)
+
+
+def _record(entry: tuple[int, bytes], unmatched: Unmatched) -> tuple[int, bytes, int]:
+    """Return side, key and time of a record that expires."""
+    time, name = entry
+    if name[:1] not in _SIDES:
+        raise unreadable(unmatched.part(), "what expires is of no side")
+    return name[0], name[1:], time - unmatched.hold_ms

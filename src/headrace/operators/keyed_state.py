@@ -15,7 +15,7 @@ from typing import Any, Generic, TypeVar, overload
 
 import msgspec
 
-from headrace.errors import TopologyError
+from headrace.errors import CorruptError, TopologyError
 from headrace.operators.keyed_rows import ABSENT, GONE, LENGTH, Turn
 from headrace.operators.notes import NEVER
 from headrace.operators.versioned import Migration, Versioned, decoder
@@ -325,6 +325,11 @@ class ListState(KeyedState, Generic[T]):
     def _decoder(self, kind: Any) -> msgspec.msgpack.Decoder[Any]:
         items = list[kind]
         return decoder(tuple[int, items, list[int]] if self._ttl_ms else tuple[int, items])
+
+    def _cell(self, *parts: Any) -> Any:
+        if len(set(map(len, parts))) > 1:
+            raise CorruptError(f"{self._what} does not have as many times as items")
+        return super()._cell(*parts)
 
     def _upgraded(self, version: int, parts: list[Any]) -> list[Any]:
         return [[self._versioned.upgrade(version, item, self._what) for item in parts[0]], *parts[1:]]

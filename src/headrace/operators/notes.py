@@ -15,6 +15,7 @@ from bisect import insort
 from heapq import heappop, heappush
 
 from headrace.state.cache import Bucket, Codec, WriteBehind
+from headrace.state.decoding import reading_keys
 from headrace.state.keys import TIME_WIDTH, decode_time, encode_time
 
 NEVER = 2**63 - 1
@@ -117,12 +118,14 @@ class Notes:
         end = start + FINE_MS
         self._reach = max(self._reach, end)
         insort(self._open, start)
-        for row, _ in self._cache.rows(self._buckets[start]):
-            at = decode_time(row)
+        rows = self._cache.rows(self._buckets[start])
+        with reading_keys(self._cache.part):
+            notes = [(decode_time(row), row[TIME_WIDTH:]) for row, _ in rows]
+        for at, key in notes:
             if at < end:
-                heappush(self._near, (at, row[TIME_WIDTH:]))
+                heappush(self._near, (at, key))
             else:
-                self.add(at, row[TIME_WIDTH:])
+                self.add(at, key)
 
     def _drop_passed(self) -> None:
         """Delete the open slots of which no note is left."""

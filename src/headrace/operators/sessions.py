@@ -17,6 +17,7 @@ from headrace.operators.agenda import Agenda
 from headrace.operators.api import Batch, Outputs, RecordsFailedError
 from headrace.operators.compiled import Accumulators, Compiled, RowCodec, RowFailedError
 from headrace.operators.results import Failures, Results, Row, leave
+from headrace.operators.times import Time, check_order
 from headrace.operators.windowed import LATE
 from headrace.record import MIN_WATERMARK
 from headrace.state.cache import WriteBehind
@@ -47,13 +48,17 @@ class SessionCodec:
 
     def decode_many(self, rows: Sequence[bytes]) -> list[list[Session]]:
         """Decode the sessions of each key."""
-        return [
-            [
-                Session(first, last, self._rows.decode_many([row])[0])
-                for first, last, row in msgspec.msgpack.decode(data, type=list[tuple[int, int, bytes]])
-            ]
-            for data in rows
-        ]
+        found = []
+        for data in rows:
+            stored = msgspec.msgpack.decode(data, type=list[tuple[Time, Time, bytes]])
+            check_order([first for first, _, _ in stored])
+            accumulators = self._rows.decode_many([row for _, _, row in stored])
+            sessions = []
+            for (first, last, _), row in zip(stored, accumulators, strict=True):
+                check_order([first, last])
+                sessions.append(Session(first, last, row))
+            found.append(sessions)
+        return found
 
 
 class OpenSessions:

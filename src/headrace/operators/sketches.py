@@ -1,10 +1,12 @@
 """Aggregates that estimate, by sketches of the library ``datasketches``.
 
-What is stored of a group is bytes, of which the first is a version:
+What is stored of a group is bytes: the version ``2``, the CRC-32C of what follows it (four bytes, big-endian), and
 
-- HyperLogLog: ``1`` and the sketch in the library's compact form.
-- t-digest: ``1``, the number of waiting values (two bytes, big-endian), those as eight bytes each (IEEE 754,
-  big-endian), and the digest in the library's form, if it holds anything.
+- HyperLogLog: the sketch in the library's compact form.
+- t-digest: the number of waiting values (two bytes, big-endian), those as eight bytes each (IEEE 754, big-endian),
+  and the digest in the library's form, if it holds anything.
+
+Version ``1`` had no checksum. The library trusts what it is given to read: damaged bytes would end the process.
 
 The library's digest may be compressed at any time, by being written or asked, and what it says later depends on when
 that was. So values wait outside and enter it by a fixed number at a time, after which it is compressed; then it is
@@ -17,6 +19,7 @@ import struct
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
+import google_crc32c
 import msgspec
 
 from headrace.errors import TopologyError
@@ -24,7 +27,8 @@ from headrace.operators.accumulating import distinct_key
 from headrace.operators.aggregate import Aggregate
 from headrace.operators.selectors import Selector, getter
 
-_VERSION = 1
+_VERSION = 2
+_HEADER = struct.Struct(">BI")
 _WAITING = 256
 _LIMIT = 2**63
 
@@ -40,18 +44,16 @@ class Distinct:
 
     def to_bytes(self) -> bytes:
         """Return what is stored."""
-        data: bytes = self.sketch.serialize_compact()
-        return bytes([_VERSION]) + data
+        return _sealed(self.sketch.serialize_compact())
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Distinct:
         """Read what was stored.
 
         Raises:
-            ValueError: it is of another version.
+            ValueError: it is damaged, or of another version.
         """
-        _check_version(data)
-        return cls(_library().hll_sketch.deserialize(data[1:]))
+        return cls(_library().hll_sketch.deserialize(_opened(data)))
 
     def add(self, hashable: Any) -> Distinct:
         """Add what ``sketch_key`` made of a value, in place."""
@@ -85,21 +87,20 @@ class Digest:
 
     def to_bytes(self) -> bytes:
         """Return what is stored."""
-        waiting = struct.pack(f">BH{len(self.waiting)}d", _VERSION, len(self.waiting), *self.waiting)
-        data: bytes = self.digest.serialize()
-        return waiting + data
+        waiting = struct.pack(f">H{len(self.waiting)}d", len(self.waiting), *self.waiting)
+        return _sealed(waiting + self.digest.serialize())
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Digest:
         """Read what was stored.
 
         Raises:
-            ValueError: it is of another version.
+            ValueError: it is damaged, or of another version.
         """
-        _check_version(data)
-        (count,) = struct.unpack_from(">H", data, 1)
-        waiting = list(struct.unpack_from(f">{count}d", data, 3))
-        return cls(_library().tdigest_double.deserialize(data[3 + 8 * count :]), waiting)
+        data = _opened(data)
+        (count,) = struct.unpack_from(">H", data)
+        waiting = list(struct.unpack_from(f">{count}d", data, 2))
+        return cls(_library().tdigest_double.deserialize(data[2 + 8 * count :]), waiting)
 
     def add(self, number: float) -> Digest:
         """Add a value, in place."""
@@ -211,9 +212,19 @@ def _union(one: Any, other: Any) -> Any:
     return union.get_result(library.tgt_hll_type.HLL_4)
 
 
-def _check_version(data: bytes) -> None:
-    if not data or data[0] != _VERSION:
-        raise ValueError(f"a sketch of version {data[0] if data else 'none'}, of which this version knows nothing")
+def _sealed(data: bytes) -> bytes:
+    return _HEADER.pack(_VERSION, google_crc32c.value(data)) + data
+
+
+def _opened(data: bytes) -> bytes:
+    version = data[0] if data else "none"
+    if version == 1:
+        return data[1:]
+    if version != _VERSION:
+        raise ValueError(f"a sketch of version {version}, of which this version knows nothing")
+    if len(data) < _HEADER.size or _HEADER.unpack_from(data)[1] != google_crc32c.value(data[_HEADER.size :]):
+        raise ValueError("a sketch fails its checksum")
+    return data[_HEADER.size :]
 
 
 def _library() -> Any:

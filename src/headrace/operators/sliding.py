@@ -14,10 +14,12 @@ from dataclasses import dataclass, field
 
 import msgspec
 
+from headrace.errors import CorruptError
 from headrace.operators.agenda import Agenda
 from headrace.operators.api import Batch, Outputs, RecordsFailedError
 from headrace.operators.compiled import Accumulators, Compiled, RowCodec
 from headrace.operators.results import Failures, Results, Row, leave
+from headrace.operators.times import Count, Time, check_order
 from headrace.operators.windowed import LATE, apply_rows
 from headrace.record import MIN_WATERMARK
 from headrace.state.cache import WriteBehind
@@ -95,9 +97,12 @@ class PanesCodec:
         """Decode the panes of each key."""
         found = []
         for data in rows:
-            closed, panes = msgspec.msgpack.decode(data, type=tuple[int, list[tuple[int, bytes]]])
-            accumulators = self._rows.decode_many([row for _, row in panes])
-            found.append(Panes(closed, [time for time, _ in panes], accumulators))
+            closed, panes = msgspec.msgpack.decode(data, type=tuple[Count, list[tuple[Time, bytes]]])
+            times = [time for time, _ in panes]
+            check_order(times)
+            if closed > len(times):
+                raise CorruptError("more windows are closed than there are panes")
+            found.append(Panes(closed, times, self._rows.decode_many([row for _, row in panes])))
         return found
 
 

@@ -16,8 +16,11 @@ from typing import Any
 
 import msgspec
 
+from headrace.errors import CorruptError
 from headrace.operators.stored import StoredValues
+from headrace.operators.times import Time, check_order
 from headrace.state.cache import Bucket, Codec, WriteBehind
+from headrace.state.decoding import reading_keys, unreadable
 from headrace.state.keys import TIME_WIDTH, decode_time, encode_time
 
 NEVER = 1 << 63
@@ -69,7 +72,11 @@ def timeline_codec(stored: StoredValues) -> Codec[Timeline]:
         return [encode((row.times, row.marks, values[start:end])) for row, (start, end) in zip(rows, ends, strict=True)]
 
     def decode_many(data: list[bytes]) -> list[Timeline]:
-        rows = _decoder.decode(b"\xdd" + len(data).to_bytes(4, "big") + b"".join(data))
+        rows = list(map(_decoder.decode, data))
+        for times, marks, encoded in rows:
+            check_order(times)
+            if not len(times) == len(marks) == len(encoded):
+                raise CorruptError("a row does not have as many marks and values as times")
         values = stored.decode_many(list(chain.from_iterable(encoded for _, _, encoded in rows)))
         ends = pairwise(accumulate((len(times) for times, _, _ in rows), initial=0))
         return [
@@ -80,7 +87,7 @@ def timeline_codec(stored: StoredValues) -> Codec[Timeline]:
     return Codec(encode_many, decode_many)
 
 
-_decoder = msgspec.msgpack.Decoder(list[tuple[list[int], bytes, list[bytes]]])
+_decoder = msgspec.msgpack.Decoder(tuple[list[Time], bytes, list[bytes]])
 
 
 class DueTimes:
@@ -157,10 +164,7 @@ class DueTimes:
     def last_first(self) -> Iterator[tuple[int, bytes]]:
         """Yield everything that is not done, the last first."""
         for slot in sorted(self._slots, reverse=True):
-            rows = [key for key, _ in self._cache.rows(self._slots[slot])]
-            for row in reversed(rows):
-                if (time := decode_time(row)) >= self._done:
-                    yield time, row[TIME_WIDTH:]
+            yield from (entry for entry in reversed(self._entries(slot)) if entry[0] >= self._done)
 
     def drop(self, watermark: int) -> None:
         """Take the slots that the watermark has passed, and that are done, out of the store."""
@@ -173,10 +177,18 @@ class DueTimes:
         """Bring the slots that begin before ``watermark`` into the heap."""
         while self._ahead and self._ahead[0] * self._slot_ms < watermark:
             slot = self._ahead.pop(0)
-            rows = [(decode_time(key), key[TIME_WIDTH:]) for key, _ in self._cache.rows(self._slots[slot])]
-            self._heap += [row for row in rows if row[0] >= self._done]
+            self._heap += [entry for entry in self._entries(slot) if entry[0] >= self._done]
             heapify(self._heap)
         self._reached = max(self._reached, (watermark - 1) // self._slot_ms)
+
+    def _entries(self, slot: int) -> list[tuple[int, bytes]]:
+        """Return what is in a slot, by time and key."""
+        rows = self._cache.rows(self._slots[slot])
+        with reading_keys(self._cache.part):
+            entries = [(decode_time(row), row[TIME_WIDTH:]) for row, _ in rows]
+        if any(time // self._slot_ms != slot for time, _ in entries):
+            raise unreadable(self._cache.part(), "a time is in a slot that is not its own")
+        return entries
 
     def _settle(self) -> None:
         ahead = self._ahead[0] * self._slot_ms if self._ahead else NEVER

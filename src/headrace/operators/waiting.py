@@ -18,6 +18,7 @@ from headrace.operators.api import Batch, StepContext, watermarks_before
 from headrace.operators.stored import StoredValues
 from headrace.record import MIN_WATERMARK, Headers
 from headrace.state.cache import Bucket, Codec, WriteBehind
+from headrace.state.decoding import reading_keys, unreadable
 from headrace.state.keys import TIME_WIDTH, decode_time, decode_times, encode_time, encode_times
 
 _SLOT_MS = 1000
@@ -44,14 +45,14 @@ def waiting_codec(stored: StoredValues) -> Codec[Waiting]:
         return [encode((row.key, value, row.headers)) for row, value in zip(rows, values, strict=True)]
 
     def decode_many(data: list[bytes]) -> list[Waiting]:
-        rows = _decoder.decode(b"\xdd" + len(data).to_bytes(4, "big") + b"".join(data))
+        rows = list(map(_decoder.decode, data))
         values = stored.decode_many([value for _, value, _ in rows])
         return [Waiting(0, 0, key, value, headers) for (key, _, headers), value in zip(rows, values, strict=True)]
 
     return Codec(encode_many, decode_many)
 
 
-_decoder = msgspec.msgpack.Decoder(list[tuple[bytes, bytes, tuple[tuple[str, bytes], ...]]])
+_decoder = msgspec.msgpack.Decoder(tuple[bytes, bytes, tuple[tuple[str, bytes], ...]])
 
 
 def effective(batch: Batch, floor: int) -> tuple[list[int], int]:
@@ -75,13 +76,13 @@ class Room:
         self._cache = cache
         self._progress = progress
         self._slots: dict[int, Bucket[Waiting]] = {decode_time(bucket.prefix): bucket for bucket in cache.buckets()}
+        self.left = progress.peek(_LEFT) or 0
+        """All records with an effective time before this have left."""
         self._ahead = sorted(self._slots)
         """Slots whose records are not in ``_next`` yet."""
         self._reached = -1
         self._next: list[Waiting] = []
         """The records of the slots that were reached, in order."""
-        self.left = progress.peek(_LEFT) or 0
-        """All records with an effective time before this have left."""
         self._number = progress.peek(_NEXT) or 0
 
     def enter(self, arrivals: Iterable[tuple[int, bytes, Any, Headers]], settled: int) -> None:
@@ -128,6 +129,8 @@ class Room:
         for slot in sorted(self._slots):
             if (slot + 1) * _SLOT_MS > self.left:
                 break
+            if self._ahead and self._ahead[0] <= slot:
+                raise unreadable(self._cache.part(), "records have left for which it is not time yet")
             self._cache.drop(self._slots.pop(slot))
         self._progress.live[_LEFT] = self.left
 
@@ -139,17 +142,20 @@ class Room:
 
     def last(self) -> int | None:
         """Return the time of the record that leaves last, None if nobody waits."""
-        if not self._ahead:
-            return self._next[-1].time if self._next else None
-        return max(decode_time(row) for row, _ in self._cache.rows(self._slots[self._ahead[-1]]))
+        for slot in reversed(self._ahead):
+            if records := self._stored(slot):
+                return max(record.time for record in records)
+        return self._next[-1].time if self._next else None
 
     def _stored(self, slot: int) -> list[Waiting]:
-        rows = self._cache.rows(self._slots[slot])
-        return [
-            record._replace(time=time, number=decode_time(row, TIME_WIDTH))
-            for row, record in rows
-            if (time := decode_time(row)) >= self.left
-        ]
+        rows = list(self._cache.rows(self._slots[slot]))
+        with reading_keys(self._cache.part):
+            records = [
+                record._replace(time=decode_time(row), number=decode_time(row, TIME_WIDTH)) for row, record in rows
+            ]
+        if any(record.time // _SLOT_MS != slot for record in records):
+            raise unreadable(self._cache.part(), "a record waits in a slot that is not its own")
+        return [record for record in records if record.time >= self.left]
 
 
 def open_room(context: StepContext, stored: StoredValues) -> Room:

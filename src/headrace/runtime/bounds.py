@@ -14,6 +14,7 @@ from headrace.log.api import Committed
 from headrace.record import TopicPartition
 
 _PREFIX = "end="
+_NEVER = 1 << 62
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,11 +22,13 @@ class Bounds:
     """Where the sources end."""
 
     ends: Mapping[TopicPartition, int]
+    closes: bool = True
+    """Whether tasks are finished there and close what is open, or only read no further."""
 
     @property
     def number(self) -> int:
-        """Return the number that stands for these ends."""
-        return sum(self.ends.values())
+        """Return the number that stands for these ends; one that nobody reaches if nothing is finished there."""
+        return sum(self.ends.values()) if self.closes else _NEVER
 
     def left(self, partition: TopicPartition, position: int) -> int | None:
         """Return how many records are left from ``position`` on; None for what is not a source."""

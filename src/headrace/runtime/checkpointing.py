@@ -2,8 +2,9 @@
 
 1. Between two steps, on the task's own thread: ``begin`` writes state, positions and sequences to the store as one,
    and takes a snapshot of it.
-2. In a job: every output of the steps before is made durable in the log,
+2. In a job: every output of the steps before is made durable in the log, and every input that it counts,
 3. the snapshot is uploaded, and its manifest written: *that* commits the checkpoint,
+   What waited for that in the outbox may leave from here on,
 4. the positions are committed to the group, for lag and for tools,
 5. old checkpoints are deleted, and internal records that no checkpoint needs any more are released.
 """
@@ -14,12 +15,14 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from headrace.checkpoint.checkpoints import Checkpoints
 from headrace.checkpoint.manifest import Manifest
 from headrace.log.api import Committed, Lease, Log, Membership
 from headrace.record import TopicPartition
 from headrace.runtime.bounds import metadata
+from headrace.runtime.recovery import keep
 from headrace.runtime.task import Task
 from headrace.state.api import Store
 
@@ -33,9 +36,11 @@ class Pending:
     owned: Mapping[TopicPartition, int]
     """Of the inputs that no other task reads."""
     finished: int
-    """The bound up to which the task was finished, or -1."""
+    """The bound up to which the task was finished and everything that it made had left, or -1."""
     closing: bool
     """Whether the task waits for this checkpoint to close something."""
+    shape: Mapping[str, Any]
+    """What the state depends on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +63,7 @@ def begin(task: Task, store: Store, snapshot: Path) -> Pending:
     if snapshot.exists():
         shutil.rmtree(snapshot)
     store.snapshot(snapshot)
-    return Pending(snapshot, task.positions, task.owned, task.finished, task.closing)
+    return Pending(snapshot, task.positions, task.owned, task.left_end, task.closing, task.shape)
 
 
 def complete(
@@ -90,12 +95,14 @@ def complete(
     """
     try:
         log.flush()
+        log.flush_before(pending.positions)
         positions = {str(partition): position for partition, position in pending.positions.items()}
-        manifest = checkpoints.save(
-            previous, pending.snapshot, positions, {"finished": pending.finished, "log": log.identity}, now_ms
-        )
-    finally:
+        info = {"finished": pending.finished, "log": log.identity, "shape": pending.shape}
+        manifest = checkpoints.save(previous, pending.snapshot, positions, info, now_ms)
+    except BaseException:
         shutil.rmtree(pending.snapshot, ignore_errors=True)
+        raise
+    keep(pending.snapshot)
     note = metadata(pending.finished)
     membership.commit(lease, {p: Committed(position, note) for p, position in pending.owned.items()})
     checkpoints.prune(manifest)

@@ -23,13 +23,28 @@ Hash = Callable[[bytes], int]
 DEFAULT_HASH: Hash = crc32
 """The one of a log that no other producers write to."""
 
+_BY_OUTBOX = "/+outbox"
+"""Ends the source of what left through an outbox; no topic can be called that."""
+
+_CHECKPOINT_BITS = 26
+"""What leaves through an outbox is numbered from here on in each checkpoint; no checkpoint contains so many records."""
+
+
+def left_by_outbox(source: str) -> bool:
+    """Return whether records of an origin left through an outbox, so that each position has one content for ever.
+
+    That stands beside the records and not in the plan: a run with another guarantee may have written what comes before
+    or behind them.
+    """
+    return source.endswith(_BY_OUTBOX)
+
 
 class Edge:
     """One output of one task.
 
     Records get positions in the order in which they leave. After a crash the task makes them again from its last
     checkpoint with the same positions, as long as they follow from the records of one input; so there is a sequence
-    for each input.
+    for each input. What leaves through an outbox is not made again, and has one.
     """
 
     def __init__(
@@ -46,8 +61,11 @@ class Edge:
         key_of: Selector | None = None,
         key: Serde[Any] | None = None,
         hash_key: Hash = DEFAULT_HASH,
+        outbox: bool = False,
     ) -> None:
         self.step = step
+        self.outbox = outbox
+        """Whether what leaves here has to wait for a checkpoint."""
         self.topic = topic
         self.partitions = partitions
         self.internal = key is not None
@@ -85,6 +103,19 @@ class Edge:
         """Let what ``process`` returned leave with the next ``pack``."""
         self._waiting.append(encoded)
 
+    def restore(self, sequences: Mapping[str, int], checkpoint: int) -> None:
+        """Take the positions that a checkpoint kept.
+
+        Args:
+            sequences: Those of all edges.
+            checkpoint: Its number. Numbers only grow, also when damage makes an owner go back to an older checkpoint:
+                what he makes then is other records, and so gets positions that none of those had that may have left.
+        """
+        self.sequences = {source: n for source, n in sequences.items() if source.split("/")[1] == self.step}
+        if self.outbox:
+            source = self._sequence("")
+            self.sequences[source] = max(self.sequences.get(source, 0), checkpoint << _CHECKPOINT_BITS)
+
     def pack(self, topic: str, progress: Progress) -> list[Append]:
         """Return what is to be appended, by partition.
 
@@ -96,7 +127,7 @@ class Edge:
             return []
         batch = self._waiting[0] if len(self._waiting) == 1 else Batch.concatenate(self._waiting)
         self._waiting = []
-        source = self._source if self._inputs == 1 else f"{self._source}/{self._alone or topic}"
+        source = self._sequence(topic)
         start = self.sequences.get(source, 0)
         self.sequences[source] = start + len(batch)
         appends = []
@@ -113,6 +144,12 @@ class Edge:
                 self.sent[partition] = progress
             appends.append((TopicPartition(self.topic, partition), record_batch))
         return appends
+
+    def _sequence(self, topic: str) -> str:
+        """Return the source in which the records of an input are numbered."""
+        if self.outbox:
+            return f"{self._source}{_BY_OUTBOX}"
+        return self._source if self._inputs == 1 else f"{self._source}/{self._alone or topic}"
 
     def report(self, progress: Progress) -> list[Append]:
         """Return control batches for the partitions of an internal topic that have not heard of ``progress``."""
@@ -189,4 +226,5 @@ def edge_of(
         key_of=key_of,
         key=key,
         hash_key=hash_key,
+        outbox=node.name in plan.outbox,
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from itertools import groupby
 from typing import Any
 
 from headrace.errors import FatalError, HeadraceError
@@ -15,7 +14,6 @@ from headrace.operators.api import (
     Outputs,
     RecordsFailedError,
     RunningWatermark,
-    SidedOperator,
     StepContext,
 )
 from headrace.operators.async_map import AsyncMapOperator, Caller
@@ -25,16 +23,13 @@ from headrace.operators.windowed import LATE
 from headrace.record import Progress, RecordBatch, TopicPartition
 from headrace.runtime.edges import DEFAULT_HASH, Append, Edge, Hash, edge_of
 from headrace.runtime.failures import Failure, Failures, is_letters
+from headrace.runtime.outbox import Outbox
 from headrace.runtime.parking import Pause, Work
 from headrace.runtime.tally import Tally
 from headrace.runtime.times import ChainTime, Mark, meet
+from headrace.runtime.ways import Way, by_port, interleave, taking_sides
 from headrace.topology.graph import Node, Repartition, Sink, Step
 from headrace.topology.plan import Plan, SubTopology, TaskId, must_stop_for_time
-
-_NEVER = -(1 << 62)
-
-_Way = tuple[int, int, Batch]
-"""Which input of a step a batch came by, how far behind its watermark is, and the batch."""
 
 
 class Chain:
@@ -46,6 +41,7 @@ class Chain:
         task: Its id.
         partitions: How many partitions each output topic has.
         context: Makes the context of a step's operator.
+        outbox: Takes what has to wait for a checkpoint.
         caller: Makes the calls of asynchronous steps.
         hash_key: By whose remainder keys go to partitions.
     """
@@ -57,10 +53,13 @@ class Chain:
         task: TaskId,
         partitions: Mapping[str, int],
         context: Callable[[str], StepContext],
+        outbox: Outbox,
         caller: Caller | None = None,
         hash_key: Hash = DEFAULT_HASH,
     ) -> None:
         self._failures = _failures(plan, sub, task, partitions)
+        self._outbox = outbox
+        self._letters_wait = sub.name in plan.waiting_letters
         self._caller = caller
         self._steps: list[tuple[Step, Operator]] = []
         self._operators: dict[str, Operator] = {}
@@ -72,7 +71,7 @@ class Chain:
         self._time = ChainTime(self._sources)
         self._entered = self._sources[0]
         """The source whose records are worked on."""
-        self._gathered: dict[str, list[_Way]] = {}
+        self._gathered: dict[str, list[Way]] = {}
         """For each step with several inputs what has come for it."""
         self._on_clock: dict[str, ClockOperator] = {}
         self._in_parts = must_stop_for_time(plan.graph, sub)
@@ -209,26 +208,37 @@ class Chain:
         return None
 
     def pack(self, topic: str, at_rest: bool, end: int) -> list[Append]:
-        """Return what the edges have gathered, as appends."""
+        """Return what the edges have gathered, as appends; what has to wait goes into the outbox."""
         appends: list[Append] = []
         for name, edge in self._edges.items():
             for append in edge.pack(topic, self._progress(name, self._time.marks, at_rest, end)):
-                self.tally.records_out[edge.topic] += len(append[1])
-                self.tally.sent[name] += len(append[1])
-                appends.append(append)
-        return appends + self._failures.pack()
+                if edge.outbox:
+                    self._outbox.add(append)
+                else:
+                    self.tally.left(edge.topic, name, len(append[1]))
+                    appends.append(append)
+        letters = self._failures.pack()
+        if not self._letters_wait:
+            return appends + letters
+        for letter in letters:
+            self._outbox.add(letter)
+        return appends
 
-    def report(self, at_rest: bool, end: int, ahead: Mapping[str, Mark] | None = None) -> list[Append]:
+    def report(self, at_rest: bool, end: int, ahead: Mapping[str, Mark] | None, *, changed: bool) -> list[Append]:
         """Return control batches for internal partitions that have not heard how far this task is.
 
         Args:
             at_rest: Whether its input has ended.
             end: The bound up to which it is finished, or -1.
             ahead: Where the clock has the sources, if that closes nothing here.
+            changed: Whether the task has done anything since its last flush, which what waits must tell of first.
         """
         marks = self._time.marks if ahead is None else self._time.ahead(ahead)
-        progress = {name: self._progress(name, marks, at_rest, end) for name in self._edges}
-        return [append for name, edge in self._edges.items() for append in edge.report(progress[name])]
+        appends: list[Append] = []
+        for name, edge in self._edges.items():
+            for append in edge.report(self._progress(name, marks, at_rest, end)):
+                appends += self._outbox.tell(append, changed=changed) if edge.outbox else [append]
+        return appends
 
     def times(self) -> dict[str, int]:
         """Return the event time that each step knows of, for the checkpoint."""
@@ -239,11 +249,11 @@ class Chain:
         positions = {source: n for edge in self._edges.values() for source, n in edge.sequences.items()}
         return positions | self._failures.sequences()
 
-    def restore(self, sequences: Mapping[str, int]) -> None:
-        """Take the positions that a checkpoint kept."""
+    def restore(self, sequences: Mapping[str, int], checkpoint: int) -> None:
+        """Take the positions that a checkpoint of that number kept."""
         own = {source: n for source, n in sequences.items() if not is_letters(source)}
         for edge in self._edges.values():
-            edge.sequences = {s: n for s, n in own.items() if s.split("/")[1] == edge.step}
+            edge.restore(own, checkpoint)
         self._failures.restore(sequences)
 
     def restore_times(self, times: Mapping[str, int]) -> None:
@@ -290,7 +300,7 @@ class Chain:
         if ways:
             self._gathered[name] = []
             held = self._time.held(name) if name in self._operators else 0
-            for batch, sides in _interleave(ways, held):
+            for batch, sides in interleave(ways, held):
                 yield from self._run(name, batch, sides)
 
     def _run(self, name: str, batch: Batch, sides: Sequence[int] = ()) -> Work[None]:
@@ -312,7 +322,7 @@ class Chain:
     def _apply(self, node: Step, operator: Operator, batch: Batch, sides: Sequence[int]) -> Outputs:
         if batch.running is not None and node.spec.stateful:
             batch = batch.with_running(self._time.seen_by(node.name, batch.running, self._entered))
-        process = _process(operator, sides) if node.spec.sided else operator.process
+        process = taking_sides(operator, sides) if node.spec.sided else operator.process
         try:
             return process(batch)
         except RecordsFailedError as failed:
@@ -330,7 +340,7 @@ class Chain:
         for i in range(len(batch)):
             part = batch.part(i, i + 1)
             try:
-                outputs += _process(operator, sides[i : i + 1])(part) if sides else operator.process(part)
+                outputs += taking_sides(operator, sides[i : i + 1])(part) if sides else operator.process(part)
             except RecordsFailedError as failed:
                 self._fail_all(node, part, failed)
                 outputs += failed.done
@@ -338,7 +348,7 @@ class Chain:
                 raise
             except Exception as error:  # noqa: BLE001  # user code may raise anything
                 self._fail(node, part, error)
-        return outputs if node.spec.stateful else _by_port(outputs, node.spec.ports)
+        return outputs if node.spec.stateful else by_port(outputs, node.spec.ports)
 
     def _retrying(self, node: Step, operator: Operator, retry: Retry, batch: Batch) -> Work[Outputs]:
         """Run a batch record by record, so that every call of the user's function is one that counts."""
@@ -360,7 +370,7 @@ class Chain:
                 yield Pause(delay_ms)
                 self.tally.retries[node.name] += 1
                 tries += 1
-        return _by_port(outputs, node.spec.ports)
+        return by_port(outputs, node.spec.ports)
 
     def _call(self, name: str, operator: AsyncMapOperator, batch: Batch) -> Work[Outputs]:
         """Let the calls of a batch be made, and go on when all of them have ended."""
@@ -420,58 +430,6 @@ class Chain:
         made = record if record.timed or record.offsets[0] < 0 else None
         offset = record.offsets[0] if made is None else -1
         self._failures.fail(Failure(node.name, policy, error, offset, made, tries), self._watermark)
-
-
-def _by_port(outputs: Outputs, ports: Sequence[str]) -> Outputs:
-    """Make one batch again for each port of what a step without state made of single records."""
-    made = [(port, [batch for by, batch in outputs if by == port]) for port in ports]
-    return [(port, Batch.concatenate(batches)) for port, batches in made if batches]
-
-
-def _interleave(ways: list[_Way], held: int) -> list[tuple[Batch, list[int]]]:
-    """Put what came by several ways into the order of the input, or, if windows made it, of their closing.
-
-    What time made behind a record comes after whatever the record itself did. Of one input record, or one moment, it
-    stays in the order of the ways. Returns batches, and for each which input its records came by.
-
-    Args:
-        ways: What came.
-        held: How far behind the task's watermark that of the step is. What came by a way that is less far behind lies
-            ahead of it.
-    """
-    of_time = [batch.timed or batch.offsets[0] < 0 for _, _, batch in ways]
-    if len(ways) == 1 and not (of_time[0] and ways[0][1] < held):
-        side, _, batch = ways[0]
-        return [(batch, [side] * len(batch))]
-    whole = Batch.concatenate([batch for _, _, batch in ways])
-    sides = [side for side, _, batch in ways for _ in range(len(batch))]
-    offsets = whole.offsets
-    if not any(of_time):
-        rows = sorted(range(len(whole)), key=lambda row: (offsets[row], sides[row]))
-        return [(whole.pick(rows), [sides[row] for row in rows])]
-    made: list[int] = []
-    """When time made each record; before all times for one that it did not make."""
-    for (_, hold, batch), timed in zip(ways, of_time, strict=True):
-        if timed:
-            made += [moment + hold for moment in batch.moments or batch.timestamps]
-        else:
-            made += [_NEVER] * len(batch)
-    whole.moments = [moment - held for moment in made]
-    rows = sorted(range(len(whole)), key=lambda row: (offsets[row], made[row], sides[row]))
-    parts = []
-    for timed, group in groupby(rows, key=lambda row: made[row] > _NEVER):
-        part = list(group)
-        batch = whole.pick(part)
-        batch.timed = timed and batch.running is not None
-        batch.moments = batch.moments if timed else None
-        parts.append((batch, [sides[row] for row in part]))
-    return parts
-
-
-def _process(operator: Any, sides: Sequence[int]) -> Callable[[Batch], Outputs]:
-    """Return what takes a batch whose records came by ``sides``."""
-    sided: SidedOperator = operator
-    return lambda batch: sided.process_sides(batch, sides)
 
 
 def _failures(plan: Plan, sub: SubTopology, task: TaskId, partitions: Mapping[str, int]) -> Failures:

@@ -230,6 +230,8 @@ class DeadLetters:
 
 
 _LETTERS = "/dead-letter"
+_LONG = 19
+"""Digits of a number that is no count of attempts, but what somebody wrote into a header."""
 _TIME = "/time"
 
 
@@ -252,7 +254,7 @@ def _said(failure: Failure) -> Headers:
 def _with_letter(headers: Headers, letter: Headers) -> Headers:
     """Add what is to be said to a record's headers; those of an earlier letter go, but it counts."""
     earlier = [value for name, value in headers if name == ATTEMPT_HEADER]
-    attempt = int(earlier[-1]) + 1 if earlier and earlier[-1].isdigit() else 1
+    attempt = int(earlier[-1]) + 1 if earlier and earlier[-1].isdigit() and len(earlier[-1]) < _LONG else 1
     own = tuple(header for header in headers if header[0] not in LETTER_HEADERS)
     return (*own, *letter, (ATTEMPT_HEADER, b"%d" % attempt))
 

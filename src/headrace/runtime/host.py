@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 
 from headrace.clock import Clock
 from headrace.errors import HeadraceError
 from headrace.runtime.lifecycle import Phase
 from headrace.runtime.parts import Blame
+from headrace.runtime.pressure import STUCK_MS, Wait, waits
+from headrace.runtime.slot import Slot
+from headrace.runtime.status import WorkerStatus
 from headrace.runtime.worker import Worker
 from headrace.settings import Settings
 
@@ -20,24 +23,6 @@ _log = logging.getLogger("headrace")
 _STATUS_MS = 250
 _STUCK_MS = 600_000
 """A turn that lasts this long is taken for stuck by ``/live``; slow user code may well take a minute."""
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerStatus:
-    """What one worker is doing, as values."""
-
-    state: str = "starting"
-    tasks: int = 0
-    restoring: int = 0
-    waiting: int = 0
-    """Tasks whose outputs the log does not take."""
-    records_in: tuple[tuple[str, int], ...] = ()
-    """By topic."""
-    records_out: int = 0
-    late: int = 0
-    errors: int = 0
-    lag_records: int = 0
-    watermark_ms: int | None = None
 
 
 class Host:
@@ -87,9 +72,16 @@ class Host:
         return self._clock.monotonic_ms() - self._turned_ms < _STUCK_MS
 
     def ready(self) -> bool:
-        """Return whether all tasks that the worker has are running and their outputs are taken."""
-        at_work = self.status.state == "running" and not self._stopping
-        return at_work and not self.status.restoring and not self.status.waiting
+        """Return whether all tasks that the worker has are running and none waits for something outside."""
+        return self.status.state == "running" and not self._stopping and not self.observed().waiting
+
+    def observed(self) -> WorkerStatus:
+        """Return the status, and in it a turn that lasts for long; may be called from anywhere."""
+        if self._clock.monotonic_ms() - self._turned_ms < STUCK_MS or self._worker.done:
+            return self.status
+        task = self._worker.current
+        tasks = () if task is None else (str(task),)
+        return dataclasses.replace(self.status, waiting=(*self.status.waiting, (Wait.TURN.value, tasks)))
 
     def run(self) -> None:
         """Run until the worker has drained or its bounded input has ended.
@@ -145,20 +137,30 @@ class Host:
         self._told_ms = now
         slots = self._worker.slots()
         totals = self._worker.totals
-        restoring = sum(slot.phase is Phase.RESTORING for slot in slots)
+        restoring = [slot for slot in slots if slot.phase is Phase.RESTORING]
         self.status = WorkerStatus(
-            "finished" if self._worker.done else state,
-            len(slots),
-            restoring,
-            sum(bool(slot.unsent) for slot in slots),
-            tuple(totals.records_in.items()),
-            totals.records_out.total(),
-            totals.late,
-            totals.errors,
-            totals.lag_records,
-            totals.watermark_ms,
+            state="finished" if self._worker.done else state,
+            tasks=len(slots),
+            restoring=len(restoring),
+            restored_bytes=sum(slot.restored_bytes for slot in restoring),
+            restore_bytes=sum(slot.restore_bytes for slot in restoring),
+            waiting=self._waiting(slots, now),
+            records_in=tuple(totals.records_in.items()),
+            records_out=totals.records_out.total(),
+            late=totals.late,
+            errors=totals.errors,
+            lag_records=totals.lag_records,
+            watermark_ms=totals.watermark_ms,
         )
         self._on_status(self.status)
+
+    def _waiting(self, slots: list[Slot], now: int) -> tuple[tuple[str, tuple[str, ...]], ...]:
+        found: dict[Wait, list[str]] = {}
+        for slot in slots:
+            restoring = slot.phase is Phase.RESTORING
+            for wait in (Wait.RESTORE,) if restoring else waits(slot.facts(self._settings, now)):
+                found.setdefault(wait, []).append(str(slot.id))
+        return tuple((wait.value, tuple(sorted(found[wait]))) for wait in sorted(found))
 
     def _beat(self) -> None:
         """Keep the membership alive beside the turns, and watch the drain's deadline."""

@@ -29,7 +29,7 @@ _INDEX = """<!doctype html>
 <ul>
 <li><a href="/metrics">/metrics</a> for Prometheus
 <li><a href="/live">/live</a> 200 while the worker makes progress, 503 when it should be replaced
-<li><a href="/ready">/ready</a> 200 when the worker's tasks are restored and run
+<li><a href="/ready">/ready</a> 200 when the worker's tasks are restored, run and wait for nothing outside
 </ul>
 """
 

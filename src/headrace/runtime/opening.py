@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from headrace.runtime.changing import resets
+from headrace.runtime.meta import META_KEY, read_meta
 from headrace.runtime.parts import Parts
-from headrace.runtime.recovery import Restored, check_positions
+from headrace.runtime.positions import first_offsets, leave_out
+from headrace.runtime.recovery import Restored
 from headrace.runtime.slot import Slot
 from headrace.runtime.task import Task
 
@@ -23,14 +26,20 @@ def open_task(parts: Parts, slot: Slot, restored: Restored, *, cache_bytes: int)
     starts = {p: parts.log.start_offset(p) for p in slot.sub.reads(slot.id.partition)}
     store = parts.stores.open(restored.directory)
     try:
+        stored = read_meta(store.get(META_KEY), slot.id).get("shapes", {})
+        reset = resets(parts.plan, restored.manifest, stored, parts.settings.resets)
         task = Task(
             parts.plan, slot.sub, slot.id, store,
             partitions=parts.partitions, cache_bytes=cache_bytes, starts=starts, caller=parts.calls,
-            hash_key=parts.log.hash_key,
+            reset=reset, checkpoint=restored.manifest.number, hash_key=parts.log.hash_key,
         )  # fmt: skip
-        check_positions(task, parts.log, frozenset(parts.plan.internal_topics()))
+        firsts = first_offsets(
+            str(slot.id), task.positions, parts.log,
+            internal=frozenset(parts.plan.internal_topics()), lost_records=parts.settings.lost_records,
+        )  # fmt: skip
     except BaseException:
         store.close()
         raise
     slot.manifest = restored.manifest
     slot.open(parts.log, task, store)
+    leave_out(slot, firsts)

@@ -45,3 +45,7 @@ class Parts:
     """How many partitions every output topic has."""
     calls: AsyncCalls | None = None
     """Makes the calls of asynchronous steps; None if there are none."""
+    restores: Executor | None = None
+    """Runs restores, so that they do not hold up the checkpoints in ``jobs``; None runs them there too."""
+    copies: Executor | None = None
+    """One thread that copies the state of tasks which may come; None if this worker makes no copies."""

@@ -9,7 +9,9 @@ from dataclasses import dataclass, field
 from headrace.metrics import Metrics
 from headrace.record import MIN_WATERMARK
 from headrace.runtime.lifecycle import Phase
+from headrace.runtime.pressure import WAITS, waits
 from headrace.runtime.slot import Slot
+from headrace.settings import Settings
 
 _REPORT_MS = 500
 
@@ -33,10 +35,11 @@ class Totals:
 class Reporter:
     """Moves what tasks tallied into totals and metrics."""
 
-    def __init__(self, metrics: Metrics, topology: str) -> None:
+    def __init__(self, metrics: Metrics, topology: str, settings: Settings) -> None:
         self.totals = Totals()
         self._metrics = metrics
         self._topology = topology
+        self._settings = settings
         self._worker = metrics.worker(topology)
         self._worker.up(True)
         self._reported_ms = -_REPORT_MS
@@ -59,6 +62,7 @@ class Reporter:
         self._worker.owned(len(slots))
         totals.lag_records = 0
         for slot in slots:
+            self._tell_waits(slot, monotonic_ms)
             self._measure(slot, now_ms, monotonic_ms)
         marks = [slot.task.watermark for slot in slots if slot.task is not None]
         known = [mark for mark in marks if mark > MIN_WATERMARK]
@@ -86,6 +90,16 @@ class Reporter:
         for step, count in tally.retries.items():
             self._metrics.step(self._topology, step).retried(count)
 
+    def _tell_waits(self, slot: Slot, monotonic_ms: int) -> None:
+        if slot.phase is Phase.RESTORING:
+            slot.metrics.restoring(slot.restore_bytes - slot.restored_bytes, slot.restore_bytes)
+            return
+        facts = slot.facts(self._settings, monotonic_ms)
+        slot.metrics.unsaved(facts.unsaved_ms / 1000)
+        found = waits(facts)
+        for wait in WAITS:
+            slot.metrics.waits(wait, wait in found)
+
     def _measure(self, slot: Slot, now_ms: int, monotonic_ms: int) -> None:
         task = slot.task
         if task is None or slot.phase is Phase.GONE:
@@ -98,6 +112,8 @@ class Reporter:
             slot.metrics.watermark(task.watermark, now_ms, task.held_back_by())
         slot.metrics.checkpoint_age((monotonic_ms - slot.saved_ms) / 1000)
         slot.metrics.state_bytes(task.state_bytes())
+        if task.outbox.in_use:
+            slot.metrics.outbox(task.outbox.waiting_records, task.outbox.waiting_bytes)
         for name, used, hits, misses in task.cache_statistics():
             store = slot.metrics.store(name)
             store.cached(used)

@@ -10,6 +10,7 @@ from threading import Event
 from typing import Any
 
 from headrace.checkpoint.manifest import Manifest
+from headrace.errors import CorruptError, FatalError
 from headrace.log.api import Lease, Log, Reader
 from headrace.log.slices import BatchPieces
 from headrace.metrics import TaskMetrics
@@ -17,7 +18,10 @@ from headrace.record import RecordBatch, TopicPartition
 from headrace.runtime.bounds import Bounds
 from headrace.runtime.edges import Append
 from headrace.runtime.lifecycle import Phase, moved
+from headrace.runtime.pressure import Facts
+from headrace.runtime.setbacks import Setback
 from headrace.runtime.task import Task
+from headrace.settings import Settings
 from headrace.state.api import Store
 from headrace.topology.plan import SubTopology, TaskId
 
@@ -41,6 +45,8 @@ class Slot:
     """Set when the restore need not go on."""
     failures: int = 0
     """How many jobs failed since one succeeded."""
+    unsaved_failures: int = 0
+    """How many checkpoints failed since one did not."""
     phase: Phase = Phase.RESTORING
     task: Task | None = None
     store: Store | None = None
@@ -63,6 +69,18 @@ class Slot:
     """How many records that has, until the task is done with it."""
     leaving_ms: int = 0
     """When the task was told to leave."""
+    setback: Setback = field(default_factory=Setback)
+    """What is known of its state if that proved damaged."""
+    restored_bytes: int = 0
+    """How much of its state is in place, while it is being restored."""
+    restore_bytes: int = 0
+    """How much that is in all, as far as is known."""
+    restored_ms: int = 0
+    """When its state was in place."""
+    local: bool = False
+    """Whether files of that were on this machine before, or may have been made here since."""
+    unsaved_ms: int | None = None
+    """Since when there is something that no checkpoint holds; None if there is nothing."""
     saved_end: int = -1
     """The bound up to which its last checkpoint says that it is finished."""
 
@@ -70,6 +88,17 @@ class Slot:
     def parked(self) -> bool:
         """Return whether the task is in the middle of something and waits."""
         return self.task is not None and self.task.parked is not None
+
+    def facts(self, settings: Settings, monotonic_ms: int) -> Facts:
+        """Return what shows whether the task waits."""
+        return Facts(
+            refused=bool(self.unsent),
+            parked_ms=monotonic_ms - self.batch_ms if self.parked else 0,
+            unsaved_ms=0 if self.unsaved_ms is None else monotonic_ms - self.unsaved_ms,
+            failures=self.unsaved_failures,
+            interval_ms=settings.checkpoint_interval_ms,
+            limit_ms=settings.unsaved_limit_ms,
+        )
 
     def move(self, phase: Phase) -> None:
         """Go on to the next phase of its life."""
@@ -79,7 +108,7 @@ class Slot:
         """Take the restored task and begin to read its inputs where it left off."""
         self.task, self.store = task, store
         for partition, position in task.positions.items():
-            # An internal topic may end before that, if its tail was lost with the power; see ``check_positions``.
+            # An internal topic may end before that, if its tail was lost with the power: see ``first_offsets``.
             self.readers[partition] = log.reader(partition, min(position, log.end_offset(partition)))
 
     def close(self) -> None:
@@ -95,6 +124,10 @@ class Slot:
         """Return the next batch of the input whose event time is furthest behind, None if there is none.
 
         With bounds, a source is not read beyond its end.
+
+        Raises:
+            FatalError: the log is damaged.
+            NotFoundError: the topic or the records are gone.
         """
         assert self.task is not None
         for partition in self.task.inputs_by_time():
@@ -103,7 +136,11 @@ class Slot:
             if bounds is not None:
                 left = bounds.left(partition, reader.position)
                 most = max_records if left is None else min(max_records, left)
-            batch = reader.read(most) if most else None
+            try:
+                batch = reader.read(most) if most else None
+            except CorruptError as error:
+                # The log is no state of the task: to restore that would help nobody.
+                raise FatalError(error.message, remedy=error.remedy) from error
             if batch is not None and bounds is not None:
                 batch = _before_end(reader, batch, bounds.ends.get(partition))
             if batch is not None:
@@ -118,7 +155,8 @@ class Slot:
         """Return whether the task has had all its input but was not told so yet."""
         assert self.task is not None
         if (
-            self.unsent
+            not bounds.closes
+            or self.unsent
             or self.parked
             or self.task.closing
             or self.task.finished >= bounds.number

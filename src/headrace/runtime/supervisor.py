@@ -22,7 +22,8 @@ from typing import Any
 from headrace.clock import SystemClock
 from headrace.errors import FatalError, HeadraceError
 from headrace.metrics import merge_expositions
-from headrace.runtime.host import Host, WorkerStatus
+from headrace.runtime.host import Host
+from headrace.runtime.status import WorkerStatus
 from headrace.settings import Settings
 
 _log = logging.getLogger("headrace")
@@ -57,7 +58,7 @@ class Report:
 
         def run() -> None:
             while not self._ended.wait(_REPORT_S):
-                if not self.send(("report", self._status, exposition(), host.live(), host.ready())):
+                if not self.send(("report", host.observed(), exposition(), host.live(), host.ready())):
                     host.stop()
                     return
 

@@ -28,3 +28,8 @@ class Tally:
     """Calls that were made again, by step."""
     repeats: int = 0
     """Records of internal topics that were there before."""
+
+    def left(self, topic: str, step: str, count: int) -> None:
+        """Count records that a step sends to a topic."""
+        self.records_out[topic] += count
+        self.sent[step] += count

@@ -8,51 +8,36 @@ those positions does what this one would have done.
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import msgpack
 
-from headrace.errors import CorruptError, InvalidError
 from headrace.operators.api import Batch, StepContext
 from headrace.operators.async_map import Caller
 from headrace.record import MIN_WATERMARK, RecordBatch, TopicPartition
-from headrace.runtime.edges import DEFAULT_HASH, Append, Hash
+from headrace.runtime.edges import DEFAULT_HASH, Append, Hash, left_by_outbox
 from headrace.runtime.executor import Chain
 from headrace.runtime.ingest import decode, ingest
+from headrace.runtime.inputs import TaskInput
+from headrace.runtime.meta import FORMAT, META_KEY, WITHOUT_OUTBOX, read_meta
+from headrace.runtime.outbox import Outbox
 from headrace.runtime.parking import Parked, Wait, Work, start
-from headrace.runtime.shapes import carry_over
 from headrace.runtime.tally import Tally
 from headrace.runtime.times import Mark, meet
-from headrace.runtime.watermarks import InputTime, InternalTime, Running, SourceTime
+from headrace.runtime.watermarks import InternalTime, Running, SourceTime
 from headrace.state.api import Store, WriteBatch
 from headrace.state.cache import Budget
+from headrace.state.decoding import unreadable
 from headrace.state.keys import store_prefix
+from headrace.topology.change import described
 from headrace.topology.graph import Repartition, Source, Step
 from headrace.topology.plan import Input, Plan, SubTopology, TaskId
-
-FORMAT = 2
-"""Version of what ``flush`` writes beside the operators' rows; 1 had one event time for all steps."""
-
-_META = store_prefix(0) + b"task"
+from headrace.topology.shapes import carry_over
 
 _CLOCK_STEP_MS = 1_000
 """While its input is idle, a task moves its watermark no more often than this: each move is written downstream."""
 _REPORT_MS_PER_PARTITION = 10
-
-
-@dataclass(slots=True)
-class _TaskInput:
-    """One input partition as the task sees it."""
-
-    input: Input
-    node: Source | Repartition
-    time: InputTime
-    position: int
-    seen: dict[str, int]
-    """Highest position taken from each upstream edge."""
 
 
 class _Closing(NamedTuple):
@@ -76,6 +61,8 @@ class Task:
         cache_bytes: Memory for its write-behind caches.
         starts: Where to begin in each input if the store does not say.
         caller: Makes the calls of asynchronous steps; None if there are none.
+        reset: Steps whose state is forgotten.
+        checkpoint: The number of the checkpoint that the store holds.
         hash_key: By whose remainder keys go to partitions.
 
     Raises:
@@ -94,25 +81,33 @@ class Task:
         cache_bytes: int,
         starts: Mapping[TopicPartition, int],
         caller: Caller | None = None,
+        reset: frozenset[str] = frozenset(),
+        checkpoint: int = 0,
         hash_key: Hash = DEFAULT_HASH,
     ) -> None:
         self.id = task_id
-        self.budget = Budget(cache_bytes)
+        self.budget = Budget(cache_bytes, self._part)
         self.changed = False
-        """True if a checkpoint would say something new."""
+        """True if anything was done since the last flush."""
         self._store = store
-        meta = _read_meta(store, task_id)
+        meta = _without(store, read_meta(store.get(META_KEY), task_id), reset)
         self._store_ids: dict[str, int] = meta.get("stores", {})
-        self._inputs: dict[TopicPartition, _TaskInput] = {}
+        self._inputs: dict[TopicPartition, TaskInput] = {}
         by_topic = {item.topic: item for item in sub.inputs}
         for partition in sub.reads(task_id.partition):
             self._inputs[partition] = self._input(plan, by_topic[partition.topic], partition, meta, starts)
         self._owned = {p: self._inputs[p] for p in sub.owns(task_id.partition)}
         """The inputs whose event time counts: those that other tasks read too are there at all times."""
-        self._chain = Chain(plan, sub, task_id, partitions, self._context, caller, hash_key)
+        self.outbox = Outbox(cache_bytes // 2)
+        """What waits for a checkpoint before it may leave."""
+        self.outbox.restore(store)
+        self._chain = Chain(plan, sub, task_id, partitions, self._context, self.outbox, caller, hash_key)
         self._parked: Parked[list[Append]] | None = None
-        self._chain.restore(meta.get("sequences", {}))
+        self._sequences: dict[str, int] = meta.get("sequences", {})
+        """Kept for edges that are not there at present, too: what they wrote was seen downstream."""
+        self._chain.restore(self._sequences, checkpoint)
         self._end: int = meta.get("end", -1)
+        self._saved_end = self.left_end
         self._at_rest = self._end >= 0
         """True from the end of a bounded input to the next record."""
         self._closing: _Closing | None = None
@@ -121,8 +116,14 @@ class Task:
         self._shapes = {n.name: n.spec.shape() for n in sub.nodes if isinstance(n, Step) and n.spec.stateful}
         if meta:
             lines = {node.name: node.location for node in sub.nodes}
-            self._shapes = carry_over(str(task_id), meta["shapes"], self._shapes, lines)
+            try:
+                self._shapes = carry_over(str(task_id), meta["shapes"], self._shapes, lines)
+            except (LookupError, TypeError, ValueError, AttributeError) as error:
+                raise unreadable(f"task {task_id}", "what it says of its steps makes no sense") from error
+        self.shape = described(plan, sub, self._shapes)
+        """What the state depends on, for checkpoints."""
         self._begin(meta)
+        self.changed = bool(reset)
 
     @property
     def parked(self) -> Wait | None:
@@ -171,6 +172,16 @@ class Task:
     def finished(self) -> int:
         """Return the bound up to which the task is finished, -1 if it never was."""
         return self._end
+
+    @property
+    def left_end(self) -> int:
+        """Return the bound up to which the task is finished and all that it made has left, -1 if there is none."""
+        return -1 if self.outbox.waiting else self._end
+
+    @property
+    def has_news(self) -> bool:
+        """Return whether a checkpoint would say something new, or let something leave."""
+        return self.changed or self.outbox.has_news or self.left_end != self._saved_end
 
     def take_tally(self) -> Tally:
         """Return what happened since the last call."""
@@ -269,7 +280,11 @@ class Task:
             yield from self._chain.advance(self._marks())
             return self._pack(topic)
         appends: list[Append] = []
+        before: tuple[int, list[str]] | None = None
         while (found := self._chain.close_at_end()) is not None:
+            if found == before:
+                raise unreadable(f"task {self.id}", "something is open that nothing closes")
+            before = found
             mark, sources = found
             for item in self._owned.values():
                 if item.node.name in sources:
@@ -288,7 +303,7 @@ class Task:
 
     def report(self) -> list[Append]:
         """Return control batches for internal partitions that have not heard how far this task is."""
-        return self._chain.report(self._at_rest, self._end, self._ahead)
+        return self._chain.report(self._at_rest, self._end, self._ahead, changed=self.changed)
 
     def upstream_finished(self, bound: int) -> bool:
         """Return whether everything that writes to this task's internal inputs is finished up to ``bound``."""
@@ -307,29 +322,43 @@ class Task:
     def flush(self) -> None:
         """Write everything that changed into the store as one; a snapshot of it is then a checkpoint.
 
+        To be called only when the log has taken everything that the task wanted appended. If the checkpoint comes to
+        count, call ``saved``.
+
         Raises:
             RetriableError: the disk is full; the task must be dropped and restored.
         """
         assert self._parked is None, "a task that waits is in the middle of something"
         batch = WriteBatch()
+        self.outbox.flush(batch)
         meta = {
-            "format": FORMAT,
+            "format": FORMAT if self.outbox.kept else WITHOUT_OUTBOX,
             "task": str(self.id),
             "stores": self._store_ids,
             "times": self._chain.times(),
             "end": self._end,
             "closing": self._closing,
             "shapes": self._shapes,
-            "sequences": self._chain.sequences(),
-            "inputs": {
-                str(partition): [item.position, item.time.state(), item.seen]
-                for partition, item in self._inputs.items()
-            },
+            "sequences": {**self._sequences, **self._chain.sequences()},
+            "inputs": {str(partition): item.state() for partition, item in self._inputs.items()},
         }
-        batch.put(_META, msgpack.packb(meta))
+        batch.put(META_KEY, msgpack.packb(meta))
         self.budget.flush(batch)
         self._store.write(batch)
         self.changed = False
+        self._saved_end = self.left_end
+
+    def saved(self) -> list[Append]:
+        """Learn that the checkpoint of the last flush counts, or that which the task was made from.
+
+        Returns:
+            What waited for that, and is to be appended now.
+        """
+        released = self.outbox.saved()
+        for partition, batch in released:
+            if batch.origin is not None and left_by_outbox(batch.origin.source):
+                self._chain.tally.left(partition.topic, batch.origin.source.split("/")[1], len(batch))
+        return released
 
     def relieve(self) -> None:
         """Write what is cached into the store and let it go, if the caches take more than they may."""
@@ -342,7 +371,7 @@ class Task:
 
     def cache_statistics(self) -> list[tuple[str, int, int, int]]:
         """Return for each part of the state: name, bytes in memory, and look-ups hit and missed since the last call."""
-        names = {store_prefix(number): name for name, number in self._store_ids.items()}
+        names = self._parts()
         return [(names[cache.prefix], cache.used_bytes(), *cache.take_lookups()) for cache in self.budget.caches()]
 
     def close(self) -> None:
@@ -388,7 +417,7 @@ class Task:
         return self._chain.pack(topic, self._at_rest, self._end)
 
     def _take_source(
-        self, item: _TaskInput, time: SourceTime, partition: TopicPartition, records: RecordBatch
+        self, item: TaskInput, time: SourceTime, partition: TopicPartition, records: RecordBatch
     ) -> Work[None]:
         source = item.node
         assert isinstance(source, Source)
@@ -400,9 +429,10 @@ class Task:
         yield from self._chain.process(source.name, batch)
         time.observe(max(batch.timestamps))
 
-    def _take_internal(self, item: _TaskInput, time: InternalTime, records: RecordBatch) -> Work[None]:
+    def _take_internal(self, item: TaskInput, time: InternalTime, records: RecordBatch) -> Work[None]:
         if not records.control:
-            fresh = self._without_repeats(item, records)
+            fresh = item.without_repeats(records)
+            self._chain.tally.repeats += len(records) - (0 if fresh is None else len(fresh))
             batch: Batch | None = None
             if fresh is not None:
                 node = item.node
@@ -411,18 +441,6 @@ class Task:
                 yield from self._chain.process(item.node.name, batch)
         if records.progress is not None and records.origin is not None:
             time.observe(records.origin.source.split("/")[2], records.progress)
-
-    def _without_repeats(self, item: _TaskInput, records: RecordBatch) -> RecordBatch | None:
-        """Drop the records that an upstream task wrote again after a crash."""
-        origin = records.origin
-        if origin is None or not item.input.deterministic:
-            return records
-        highest = item.seen.get(origin.source, -1)
-        if origin.positions[-1] > highest:
-            item.seen[origin.source] = origin.positions[-1]
-        start = bisect_right(origin.positions, highest) if origin.positions[0] <= highest else 0
-        self._chain.tally.repeats += start
-        return None if start == len(records) else records.tail(start)
 
     def _advance(self, topic: str) -> Work[list[Append]]:
         yield from self._chain.advance(self._marks())
@@ -438,19 +456,18 @@ class Task:
         partition: TopicPartition,
         meta: dict[str, Any],
         starts: Mapping[TopicPartition, int],
-    ) -> _TaskInput:
+    ) -> TaskInput:
         node = plan.graph.by_name[item.node]
         assert isinstance(node, Source | Repartition)
-        time: InputTime
-        if isinstance(node, Source):
-            time = SourceTime(node.out_of_orderness_ms, node.idle_after_ms)
-        else:
-            time = InternalTime(item.upstream)
         kept = meta.get("inputs", {}).get(str(partition))
-        if kept is None:
-            return _TaskInput(item, node, time, starts.get(partition, 0), {})
-        time.restore(kept[1])
-        return _TaskInput(item, node, time, kept[0], dict(kept[2]))
+        return TaskInput.of(item, node, starts.get(partition, 0), kept)
+
+    def _parts(self) -> dict[bytes, str]:
+        """Return the names of the parts of the state, by their prefixes in the store."""
+        return {store_prefix(number): name for name, number in self._store_ids.items()}
+
+    def _part(self, prefix: bytes) -> str:
+        return f"task {self.id}, {self._parts().get(prefix, prefix.hex())}"
 
     def _context(self, step: str) -> StepContext:
         def prefix(part: str) -> bytes:
@@ -469,16 +486,10 @@ def _one_after_the_other(first: Parked[list[Append]], second: Work[list[Append]]
     return outcome + (yield from second)
 
 
-def _read_meta(store: Store, task: TaskId) -> dict[str, Any]:
-    data = store.get(_META)
-    if data is None:
-        return {}
-    meta: dict[str, Any] = msgpack.unpackb(data)
-    if meta["format"] > FORMAT:
-        raise CorruptError(
-            f"the state of task {task} has format {meta['format']}, this version knows {FORMAT}",
-            remedy="Run the newer version of headrace that wrote it",
-        )
-    if meta["task"] != str(task):
-        raise InvalidError(f"the state of task {meta['task']} was given to task {task}")
+def _without(store: Store, meta: dict[str, Any], reset: frozenset[str]) -> dict[str, Any]:
+    """Delete what steps keep, and return what is left to know beside the rows."""
+    if meta and reset:
+        numbers = [number for name, number in meta["stores"].items() if name.partition("/")[0] in reset]
+        store.write(WriteBatch(ranges=[(store_prefix(number), store_prefix(number + 1)) for number in numbers]))
+        meta["shapes"] = {name: shape for name, shape in meta["shapes"].items() if name not in reset}
     return meta

@@ -12,27 +12,33 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from threading import Event
 
-from headrace.errors import FencedError, HeadraceError, RetriableError
+from headrace.errors import CorruptError, FencedError, HeadraceError, NotFoundError, RetriableError
 from headrace.log.api import Committed, Lease, Membership
 from headrace.runtime.assignment import assign
-from headrace.runtime.bounds import Bounds, is_finished, metadata
+from headrace.runtime.bounds import Bounds, metadata
 from headrace.runtime.checkpointing import Pending, Saved, begin, complete
 from headrace.runtime.edges import Append
+from headrace.runtime.ending import all_finished
 from headrace.runtime.lifecycle import Phase
 from headrace.runtime.opening import open_task
 from headrace.runtime.parts import Blame, Parts
-from headrace.runtime.recovery import Restored, restore, snapshot_directory
+from headrace.runtime.positions import pass_over
+from headrace.runtime.pressure import is_held
+from headrace.runtime.recovery import Restored, snapshot_directory
 from headrace.runtime.reporting import Reporter, Totals
+from headrace.runtime.restoring import after_damage, begin_restore, took
 from headrace.runtime.sending import send
 from headrace.runtime.slot import Slot
+from headrace.runtime.standby import Copies
 from headrace.topology.plan import TaskId
 
 _log = logging.getLogger("headrace")
 
 _POLL_MS = 200
 """How often the group is looked at."""
+_MOVING_POLL_MS = 40
+"""The same while tasks move, which pause until their next worker sees that they are free."""
 _TICK_MS = 100
 """How often tasks learn the time, report progress downstream and are looked at for checkpoints."""
 _IDLE_MS = 10
@@ -63,18 +69,29 @@ class Worker:
         self._tasks = {str(task): (task, sub) for task, sub in parts.plan.tasks().items()}
         self._slots: dict[str, Slot] = {}
         self._internal = frozenset(parts.plan.internal_topics())
-        self._draining = False
+        self._draining = self._moving = False
+        self._drained_ms = 0
+        """When it was told to drain."""
+        self._patience_ms = 0 if parts.copies is None else parts.settings.handoff_timeout_ms
+        """How long a task that is to move waits for its next worker to have a copy of its state."""
+        self._drain_patience_ms = parts.settings.drain_timeout_ms // 3
         self._current: TaskId | None = None
         """The task that is being worked on: the one to blame if a turn fails."""
         self._generation = -1
         self._polled_ms = self._ticked_ms = -_POLL_MS
-        self._reporter = Reporter(parts.metrics, parts.plan.graph.name)
+        self._reporter = Reporter(parts.metrics, parts.plan.graph.name, parts.settings)
+        self._copies = Copies(parts, member_id, self._home)
         self.membership: Membership = self._join()
 
     @property
     def totals(self) -> Totals:
         """Return what was counted since the worker began."""
         return self._reporter.totals
+
+    @property
+    def current(self) -> TaskId | None:
+        """Return the task that is being worked on, if any; another thread may ask."""
+        return self._current
 
     def slots(self) -> list[Slot]:
         """Return the tasks that this worker has, for status and metrics."""
@@ -88,12 +105,15 @@ class Worker:
         """
         monotonic = self._parts.clock.monotonic_ms()
         self._current = None
-        if monotonic - self._polled_ms >= _POLL_MS:
+        if monotonic - self._polled_ms >= (_MOVING_POLL_MS if self._moving else _POLL_MS):
             self._polled_ms = monotonic
             try:
                 self._follow_group()
             except RetriableError as error:
                 _log.warning("%s", error)
+        self._copies.turn(self.membership)
+        if self._draining and monotonic - self._drained_ms >= min(self._patience_ms, self._drain_patience_ms):
+            self._hand_over()
         self._collect_jobs()
         self._start_restores()
         worked = self._run_tasks()
@@ -107,10 +127,19 @@ class Worker:
         return _PARKED_MS if any(slot.parked for slot in self._slots.values()) else _IDLE_MS
 
     def drain(self) -> None:
-        """Hand every task over, after a last checkpoint, and then leave."""
-        self._draining = True
+        """Hand every task over, after a last checkpoint, and then leave.
+
+        A task goes on here until the worker that will have it has a copy of its state, if that does not take long.
+        """
+        self._draining, self._drained_ms, self._polled_ms = True, self._parts.clock.monotonic_ms(), -_POLL_MS
+        try:
+            self.membership.retire()
+        except HeadraceError as error:
+            _log.warning("the others learn only task by task that this worker leaves: %s", error)
+            self._drain_patience_ms = 0
         for slot in list(self._slots.values()):
-            self._begin_leaving(slot)
+            if slot.phase is Phase.RESTORING or not self._patience_ms:
+                self._begin_leaving(slot)
 
     def abandon(self) -> Blame:
         """Drop the task that a failed turn may have left half done, without a trace, so that the rest can drain."""
@@ -133,11 +162,16 @@ class Worker:
 
     def _join(self) -> Membership:
         units = {unit: sub.owns(task.partition) for unit, (task, sub) in self._tasks.items()}
-        timeout_ms = self._parts.settings.session_timeout_ms
-        return self._parts.group.join(self._member_id, units, assign, session_timeout_ms=timeout_ms)
+        settings = self._parts.settings
+        copies = 0 if self._parts.copies is None else settings.standby_copies
+        return self._parts.group.join(
+            self._member_id, units, assign, session_timeout_ms=settings.session_timeout_ms,
+            handoff_timeout_ms=self._patience_ms, standby_copies=copies,
+        )  # fmt: skip
 
     def _leave(self) -> None:
         self.done = True
+        self._copies.close()
         try:
             self.membership.leave()
         except HeadraceError as error:
@@ -167,15 +201,22 @@ class Worker:
         for unit, slot in list(self._slots.items()):
             if assignment.leases.get(unit) != slot.lease:
                 self._drop(slot)
-            elif unit in assignment.revoked:
+            elif unit in assignment.revoked or (unit in assignment.outgoing and slot.phase is Phase.RESTORING):
                 self._begin_leaving(slot)
         for unit, lease in assignment.leases.items():
             if unit in self._slots:
                 continue
-            if self._draining or unit in assignment.revoked:
+            if self._draining or unit in assignment.outgoing:
                 self.membership.release(unit)
             else:
                 self._begin_restoring(lease)
+        self._moving = bool(assignment.incoming or assignment.outgoing)
+        restoring = [unit for unit, slot in self._slots.items() if slot.phase is Phase.RESTORING]
+        self._copies.want(assignment.copies, assignment.incoming, restoring)
+
+    def _hand_over(self) -> None:
+        for slot in list(self._slots.values()):
+            self._begin_leaving(slot)
 
     def _begin_restoring(self, lease: Lease) -> Slot:
         task, sub = self._tasks[lease.unit]
@@ -192,12 +233,17 @@ class Worker:
         elif slot.phase is Phase.RESTORING:
             self._release(slot)
 
-    def _begin_again(self, slot: Slot, error: RetriableError) -> None:
-        """Drop a task and restore it later: what failed passes, but the task is half done."""
-        _log.warning("task %s goes back to its last checkpoint: %s", slot.id, error)
+    def _begin_again(self, slot: Slot, error: RetriableError | CorruptError) -> None:
+        """Drop a task and restore it later: what failed passes or will be replaced, but the task is half done."""
+        setback = slot.setback
+        if isinstance(error, CorruptError):
+            setback = after_damage(slot, error, self._parts.clock.monotonic_ms())
+        else:
+            _log.warning("task %s goes back to its last checkpoint: %s", slot.id, error)
         self._drop(slot)
         fresh = self._begin_restoring(slot.lease)
-        fresh.failures, fresh.after = slot.failures, slot.job or slot.after
+        fresh.failures, fresh.after, fresh.setback = slot.failures, slot.job or slot.after, setback
+        fresh.metrics.discarded(int(isinstance(error, CorruptError)))
         self._put_off(fresh)
 
     def _put_off(self, slot: Slot) -> None:
@@ -245,7 +291,7 @@ class Worker:
             assert slot.task is not None
             if slot.parked:
                 self._leave_behind(slot)
-            elif slot.task.changed or slot.unsent:
+            elif slot.task.has_news or slot.unsent:
                 with self._working_on(slot):
                     self._checkpoint(slot)
             else:
@@ -268,19 +314,12 @@ class Worker:
             waits = now_ms < slot.job_retry_ms or not (slot.after is None or slot.after.done())
             if slot.phase is not Phase.RESTORING or slot.job is not None or waits:
                 continue
+            unit = slot.lease.unit
+            begin_restore(self._parts, slot, self._home(unit), self._copies.of(unit))
 
-            def go_on(done: int, total: int, given_up: Event = slot.given_up) -> None:
-                if given_up.is_set():
-                    raise FencedError("the restore was given up")
-
-            parts = self._parts
-            slot.job = parts.jobs.submit(
-                restore, parts.checkpoints, slot.lease, self._home(slot), parts.clock.now_ms, go_on, parts.log.identity
-            )
-
-    def _home(self, slot: Slot) -> Path:
+    def _home(self, unit: str) -> Path:
         group = self._parts.settings.group or self._parts.plan.graph.name
-        return Path(self._parts.settings.state_dir) / group / slot.lease.unit
+        return Path(self._parts.settings.state_dir) / group / unit
 
     def _job_failed(self, slot: Slot, error: RetriableError) -> None:
         """Try a restore again soon, a checkpoint when the next one is due."""
@@ -291,12 +330,12 @@ class Worker:
         slot.metrics.checkpoint_failed()
         assert slot.task is not None
         slot.task.changed = True
+        slot.unsaved_failures += 1
         self._put_off(slot)
 
     def _restored(self, slot: Slot, restored: Restored) -> None:
         parts = self._parts
-        for problem in restored.problems:
-            _log.warning("task %s: %s", slot.id, problem)
+        took(slot, restored, parts.clock.monotonic_ms())
         if self._draining:
             self._release(slot)
             return
@@ -304,24 +343,28 @@ class Worker:
         open_task(parts, slot, restored, cache_bytes=cache_bytes)
         assert slot.task is not None
         slot.checkpointed_ms = slot.saved_ms = parts.clock.monotonic_ms()
-        slot.saved_end = slot.task.finished
+        slot.saved_end = slot.task.left_end
+        slot.local = True
         slot.move(Phase.RUNNING)
-        slot.metrics.restored((parts.clock.monotonic_ms() - slot.job_started_ms) / 1000)
         if restored.manifest.positions:
             # The last owner may have died between its manifest and its commit.
-            note = metadata(slot.task.finished)
+            note = metadata(slot.saved_end)
             positions = {p: Committed(position, note) for p, position in slot.task.owned.items()}
             self.membership.commit(slot.lease, positions)
+        self._send(slot, slot.task.saved())
         self._settle(slot)
 
     def _saved(self, slot: Slot, saved: Saved) -> None:
         slot.manifest = saved.manifest
         slot.saved_end = saved.finished
-        slot.failures = 0
+        slot.failures = slot.unsaved_failures = 0
         slot.saved_ms = self._parts.clock.monotonic_ms()
+        assert slot.task is not None
+        slot.unsaved_ms = slot.job_started_ms if slot.task.changed else None
         seconds = (slot.saved_ms - slot.job_started_ms) / 1000
         now_ms = self._parts.clock.now_ms()
         slot.metrics.checkpointed(now_ms, seconds, saved.uploaded_bytes, saved.manifest.size_bytes)
+        self._send(slot, slot.task.saved())
         if saved.closing and slot.phase is Phase.RUNNING:
             self._settle(slot)
 
@@ -340,20 +383,13 @@ class Worker:
         assert slot.store is not None
         assert slot.manifest is not None
         slot.job_started_ms = slot.checkpointed_ms = monotonic
-        pending: Pending = begin(slot.task, slot.store, snapshot_directory(self._home(slot), slot.lease))
+        pending: Pending = begin(slot.task, slot.store, snapshot_directory(self._home(slot.lease.unit), slot.lease))
         slot.job = parts.jobs.submit(
             partial(
-                complete,
-                pending,
-                previous=slot.manifest,
-                log=parts.log,
-                checkpoints=parts.checkpoints,
-                membership=self.membership,
-                lease=slot.lease,
-                internal=self._internal,
-                now_ms=parts.clock.now_ms(),
+                complete, pending, previous=slot.manifest, log=parts.log, checkpoints=parts.checkpoints,
+                membership=self.membership, lease=slot.lease, internal=self._internal, now_ms=parts.clock.now_ms(),
             )
-        )
+        )  # fmt: skip
 
     # --- tasks
 
@@ -376,15 +412,21 @@ class Worker:
         self._current = slot.id
         try:
             yield
-        except RetriableError as error:
+        except (RetriableError, CorruptError) as error:
             self._begin_again(slot, error)
 
     def _feed(self, slot: Slot) -> bool:
         assert slot.task is not None
-        if slot.task.closing:
+        if slot.task.closing or slot.task.outbox.filling:
             self._checkpoint(slot)
+        if slot.task.closing or slot.task.outbox.full or self._is_held(slot):
             return False
-        found = slot.read(self._parts.settings.batch_records, self._bounds)
+        try:
+            found = slot.read(self._parts.settings.batch_records, self._bounds)
+        except NotFoundError:
+            if not pass_over(slot, self._parts.log, self._internal, self._parts.settings.lost_records):
+                raise
+            return True
         if found is None:
             if self._bounds is not None and slot.finishes(self._bounds):
                 slot.task.finish(self._bounds.number)
@@ -397,6 +439,10 @@ class Worker:
         self._send(slot, slot.task.step(partition, batch))
         self._stepped(slot)
         return True
+
+    def _is_held(self, slot: Slot) -> bool:
+        settings = self._parts.settings
+        return settings.unsaved_limit_ms > 0 and is_held(slot.facts(settings, self._parts.clock.monotonic_ms()))
 
     def _resume(self, slot: Slot) -> bool:
         """Let a task that waits go on if it can; return whether it has done what it was at."""
@@ -414,7 +460,7 @@ class Worker:
             slot.batch_records = 0
 
     def _send(self, slot: Slot, appends: list[Append]) -> None:
-        send(slot, appends, self._parts.log, self._parts.clock.monotonic_ms())
+        send(slot, appends, self._parts.log, self._parts.clock)
 
     def _tick(self) -> None:
         now_ms, monotonic = self._parts.clock.now_ms(), self._parts.clock.monotonic_ms()
@@ -424,36 +470,28 @@ class Worker:
                     self._tick_task(slot, now_ms, monotonic)
         self._current = None
         self._reporter.report(self.slots(), now_ms, monotonic)
-        if self._bounds is not None and not self._draining and self._all_finished(self._bounds):
-            self.drain()
+        tasks, group = self._tasks.values(), self._parts.group
+        if self._bounds is None or self._draining:
+            return
+        if all_finished(self._bounds, self._slots.values(), group, tasks):
+            self._draining = True
+            self._hand_over()
 
     def _tick_task(self, slot: Slot, now_ms: int, monotonic: int) -> None:
         assert slot.task is not None
+        if slot.task.changed and slot.unsaved_ms is None:
+            slot.unsaved_ms = monotonic
         if slot.task.closing:
             return
         if self._bounds is None:
             self._send(slot, slot.task.tick(now_ms, slot.at_end()))
             if slot.parked:
+                slot.batch_ms = monotonic
                 return
         if monotonic - slot.reported_ms >= max(_TICK_MS, slot.task.report_interval_ms):
             slot.reported_ms = monotonic
             self._send(slot, slot.task.report())
         finished = self._bounds is not None and slot.task.finished >= self._bounds.number
         due = finished or monotonic - slot.checkpointed_ms >= self._parts.settings.checkpoint_interval_ms
-        if slot.task.changed and due:
+        if slot.task.has_news and due:
             self._checkpoint(slot)
-
-    def _all_finished(self, bounds: Bounds) -> bool:
-        """Return whether every task of the topology, here or elsewhere, is finished up to the bounds."""
-        if any(slot.saved_end < bounds.number for slot in self._slots.values()):
-            return False
-        try:
-            committed = self._parts.group.committed()
-        except RetriableError as error:
-            _log.warning("%s", error)
-            return False
-        return all(
-            is_finished(committed.get(partition), bounds.number)
-            for task, sub in self._tasks.values()
-            for partition in sub.owns(task.partition)
-        )

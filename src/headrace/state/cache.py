@@ -12,12 +12,15 @@ from bisect import bisect_right, insort
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import Any, Generic, TypeVar
 
 from headrace.state.api import Store, WriteBatch
+from headrace.state.decoding import checked, unreadable
 from headrace.state.keyfilter import KeyFilter
 from headrace.state.keys import TIME_WIDTH, prefix_end
+from headrace.state.sizes import deep_size
 
 V = TypeVar("V")
 
@@ -129,7 +132,7 @@ class Bucket(Generic[V]):
         if rows.count(None) == len(rows):
             return
         found = [key for key, row in zip(missing, rows, strict=True) if row is not None]
-        values = cache.codec.decode_many([row for row in rows if row is not None])
+        values = cache.decode_many([row for row in rows if row is not None])
         clean.update(zip(found, values, strict=True))
 
     def load_all(self) -> None:
@@ -138,7 +141,7 @@ class Bucket(Generic[V]):
             return
         for keys, rows in self._stored():
             wanted = [i for i, key in enumerate(keys) if key not in self.live and key not in self.clean]
-            values = self._cache.codec.decode_many([rows[i] for i in wanted])
+            values = self._cache.decode_many([rows[i] for i in wanted])
             self.clean.update(zip([keys[i] for i in wanted], values, strict=True))
         self.complete = True
         self._asked, self._absent = [], None
@@ -184,7 +187,7 @@ class Bucket(Generic[V]):
     def _merged(
         self, memory: dict[bytes, V], order: list[bytes], stored: Iterator[tuple[list[bytes], list[bytes]]]
     ) -> Iterator[tuple[bytes, V]]:
-        decode_many = self._cache.codec.decode_many
+        decode_many = self._cache.decode_many
         done = 0
         for keys, rows in stored:
             if not keys:
@@ -262,8 +265,10 @@ class WriteBehind(Generic[V]):
         "_width",
         "codec",
         "cold",
+        "decode_many",
         "hits",
         "misses",
+        "part",
         "prefix",
         "store",
     )
@@ -283,6 +288,9 @@ class WriteBehind(Generic[V]):
         self.store = store
         self.prefix = prefix
         self.codec = codec
+        self.part = partial(budget.name_of, prefix)
+        """Names the part of the state that is kept here, for messages."""
+        self.decode_many = checked(codec.decode_many, self.part)
         self.hits = 0
         """Keys that ``load`` need not ask the store for."""
         self.misses = 0
@@ -394,7 +402,7 @@ class WriteBehind(Generic[V]):
                 wanted = max(_SAMPLE_ROWS - len(sizes), 1)
                 step = -(-len(rows) // wanted) or 1
                 picked = islice(rows.items(), step // 2, None, step)
-                sizes += [sys.getsizeof(key) + _deep_size(value) + _SLOT_BYTES for key, value in picked]
+                sizes += [sys.getsizeof(key) + deep_size(value, _SAMPLE_ROWS) + _SLOT_BYTES for key, value in picked]
             if len(sizes) >= _SAMPLE_ROWS:
                 break
         if sizes:
@@ -411,6 +419,8 @@ class WriteBehind(Generic[V]):
         start, end = self.prefix, prefix_end(self.prefix)
         skipped = len(self.prefix)
         while (row := next(self.store.scan(start, end), None)) is not None:
+            if len(row[0]) < skipped + self._width:
+                raise unreadable(self.part(), "a key is cut short")
             bucket = self._add(row[0][skipped : skipped + self._width], stored=True)
             after = prefix_end(bucket._base)
             if after is None or after == end:
@@ -423,10 +433,12 @@ class Budget:
 
     Args:
         limit_bytes: How much; with 0, everything leaves memory at every relief.
+        name_of: Names the part of the state that has a prefix, for messages.
     """
 
-    def __init__(self, limit_bytes: int) -> None:
+    def __init__(self, limit_bytes: int, name_of: Callable[[bytes], str] = bytes.hex) -> None:
         self.limit_bytes = limit_bytes
+        self.name_of = name_of
         self._caches: list[WriteBehind[Any]] = []
 
     def add(self, cache: WriteBehind[Any]) -> None:
@@ -477,20 +489,3 @@ class Budget:
 
 def _first(row: tuple[bytes, Any]) -> bytes:
     return row[0]
-
-
-def _deep_size(value: Any, depth: int = 3) -> int:
-    size = sys.getsizeof(value)
-    if depth == 0 or isinstance(value, (bytes, str, int, float)):
-        return size
-    if isinstance(value, dict):
-        parts: list[Any] = [*value.keys(), *value.values()]
-    elif isinstance(value, (list, tuple, set, frozenset)):
-        parts = list(value)
-    else:
-        names = getattr(value, "__slots__", None) or getattr(value, "__dict__", {})
-        parts = [getattr(value, name, None) for name in ([names] if isinstance(names, str) else names)]
-    if len(parts) > 4 * _SAMPLE_ROWS:
-        # Long collections are measured by their first parts.
-        return size + len(parts) * sum(_deep_size(p, depth - 1) for p in parts[:_SAMPLE_ROWS]) // _SAMPLE_ROWS
-    return size + sum(_deep_size(part, depth - 1) for part in parts)

@@ -28,6 +28,9 @@ _BLOCK_BYTES = 8 * 1024
 _BLOOM_BITS = 10
 _MEMTABLE_BLOOM_SHARE = 0.05
 _MAX_OPEN_FILES = 256
+_RUNS = 8
+_MERGED_RUNS = 4
+_SURPLUS_PERCENT = 100
 _FIRST_ROWS = 16
 _NEXT_ROWS = 1024
 
@@ -80,11 +83,31 @@ class RocksStores:
         options.set_compression_type(rocksdict.DBCompressionType.lz4())
         options.set_max_open_files(_MAX_OPEN_FILES)
         options.set_max_background_jobs(2)
+        _merge_rarely(options)
         options.set_keep_log_file_num(2)
         options.set_max_log_file_size(1024**2)
         options.set_stats_dump_period_sec(0)
         options.set_stats_persist_period_sec(0)
         return options
+
+
+def _merge_rarely(options: rocksdict.Options) -> None:
+    """Keep several sorted runs, and merge them when there are many of about one size.
+
+    What a merge writes, the next checkpoint uploads. With levels, which is the default, a change of one key in a
+    hundred makes RocksDB write much of the state again every few checkpoints; in this way it is a few times what
+    changed. The price is that a read may have to look into more runs, and that a state may take twice its size.
+    """
+    merging = rocksdict.UniversalCompactOptions()
+    merging.size_ratio = 1
+    merging.min_merge_width = _MERGED_RUNS
+    merging.max_size_amplification_percent = _SURPLUS_PERCENT
+    options.set_compaction_style(rocksdict.DBCompactionStyle.universal())
+    options.set_universal_compaction_options(merging)
+    options.set_level_zero_file_num_compaction_trigger(_RUNS)
+    # Runs may have to wait for a merge of larger ones.
+    options.set_level_zero_slowdown_writes_trigger(5 * _RUNS)
+    options.set_level_zero_stop_writes_trigger(8 * _RUNS)
 
 
 class RocksStore:

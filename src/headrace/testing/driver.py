@@ -19,13 +19,12 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from itertools import count, repeat
 from typing import Any
-from zlib import crc32
 
 from headrace.dsl.builder import Topology
 from headrace.errors import NotFoundError
 from headrace.operators.selectors import select
 from headrace.record import Headers, JoinedBytes, Record, RecordBatch, TopicPartition
-from headrace.runtime.edges import Append
+from headrace.runtime.edges import DEFAULT_HASH, Append
 from headrace.runtime.task import Task
 from headrace.serde.api import Serde
 from headrace.settings import duration_ms
@@ -33,7 +32,7 @@ from headrace.state.memory import MemoryStore
 from headrace.testing.interruptions import Interruptions
 from headrace.testing.skipped_waits import SkippedWaits
 from headrace.topology.graph import Graph, Node, Repartition, Source
-from headrace.topology.plan import Plan, plan
+from headrace.topology.plan import AT_LEAST_ONCE, Plan, plan
 
 _TICK_MS = 1000
 
@@ -99,6 +98,9 @@ class TopologyTestDriver:
         repartition_partitions: How many internal topics get; 0 for as many as the widest source.
         cache_bytes: Memory for the write-behind cache of each task; 0 makes every value go through the store.
         batch_records: The most records that a task takes in one step.
+        guarantee: ``at-least-once`` or ``exactly-once``, as in ``headrace run --guarantee``. With the latter, outputs
+            that are not deterministic leave with a checkpoint; one comes by itself, for tasks of which outputs wait,
+            when everything that was sent is processed.
 
     Raises:
         TopologyError: the topology cannot run as it is written.
@@ -127,6 +129,7 @@ class TopologyTestDriver:
         repartition_partitions: int = 0,
         cache_bytes: int = 64 * 1024**2,
         batch_records: int = 4096,
+        guarantee: str = AT_LEAST_ONCE,
     ) -> None:
         self.now_ms = 0
         """The processing time; ``advance_time`` moves it. Records sent without a timestamp get it."""
@@ -142,7 +145,7 @@ class TopologyTestDriver:
         self._batch_records = batch_records
         graph = topology.graph()
         counts = {node.topic: _count(partitions, node.topic) for node in graph.nodes if isinstance(node, Source)}
-        self._plan: Plan = plan(graph, counts, repartition_partitions)
+        self._plan: Plan = plan(graph, counts, repartition_partitions, guarantee=guarantee)
         widest = max(counts.values())
         self._sinks = {sink.name: (sink, _key_serde(graph, sink)) for sink in self._plan.sinks()}
         outputs = {sink.topic: sink.partitions or widest for sink, _ in self._sinks.values()}
@@ -286,10 +289,14 @@ class TopologyTestDriver:
         """
         for name in self._named(tasks):
             self._checkpoints[name] = self._image(name)
+            self._append(self._tasks[name].saved())
 
     def restart(self, *tasks: str) -> None:
         """Hand tasks over cleanly: checkpoint them and go on with new ones made from that; all if none is named."""
-        self.checkpoint(*tasks)
+        for name in self._named(tasks):
+            self.checkpoint(name)
+            if self._tasks[name].outbox.kept:
+                self.checkpoint(name)  # which knows that it has left
         self._rebuild(self._named(tasks))
         self._settle()
 
@@ -344,33 +351,28 @@ class TopologyTestDriver:
         return dict(self._stores[name].scan(b""))
 
     def _rebuild(self, names: Iterable[str]) -> None:
-        wanted = set(names)
-        for task_id, sub in self._plan.tasks().items():
-            name = str(task_id)
-            if name not in wanted:
-                continue
+        tasks = {str(task_id): (task_id, sub) for task_id, sub in self._plan.tasks().items()}
+        for name in names:
+            task_id, sub = tasks[name]
             self._stores[name] = MemoryStore(dict(self._checkpoints.get(name, {})))
             self._tasks[name] = Task(
-                self._plan,
-                sub,
-                task_id,
-                self._stores[name],
-                partitions=self._partitions,
-                cache_bytes=self._cache_bytes,
-                starts={},
-                caller=self._waits.caller,
-            )
+                self._plan, sub, task_id, self._stores[name],
+                partitions=self._partitions, cache_bytes=self._cache_bytes, starts={}, caller=self._waits.caller,
+            )  # fmt: skip
 
     def _lose(self, names: Iterable[str]) -> None:
         self._rebuild(names)
         for task in self._tasks.values():
-            self._finished(task, task.settle())
+            self._finished(task, task.saved() + task.settle())
 
     def _stepped(self, name: str) -> None:
         """Let happen what is planned for after this step."""
         checkpoint, lost = self._interruptions.stepped(name)
         if checkpoint:
-            self.checkpoint()
+            for task in self._tasks:
+                self._checkpoints[task] = self._image(task)
+                if task not in lost:  # or it is lost before anything leaves that waited for the checkpoint
+                    self._append(self._tasks[task].saved())
         if lost:
             self._lose(lost)
 
@@ -395,6 +397,14 @@ class TopologyTestDriver:
                 while self._step(name):
                     busy = True
                 self._append(self._tasks[name].report())
+            busy = busy or self._let_leave()
+
+    def _let_leave(self) -> bool:
+        """Checkpoint the tasks of which outputs wait for it; return whether there were any."""
+        waiting = [name for name, task in self._tasks.items() if task.outbox.waiting]
+        for name in waiting:
+            self.checkpoint(name)
+        return bool(waiting)
 
     def _step(self, name: str) -> bool:
         """Give a task the next batch of the input that is furthest behind; return whether there was one."""
@@ -403,6 +413,8 @@ class TopologyTestDriver:
             log = self._sent.get(partition) or self._written[partition]
             position = task.positions[partition]
             if position < log.end:
+                if task.outbox.full:
+                    self.checkpoint(name)
                 self._finished(task, task.step(partition, log.read(position, self._batch_records)))
                 task.relieve()
                 self._stepped(name)
@@ -464,7 +476,7 @@ class TopologyTestDriver:
 
     def _place(self, topic: str, key: bytes | None) -> int:
         partitions = self._partitions[topic]
-        return next(self._keyless) % partitions if key is None else crc32(key) % partitions
+        return next(self._keyless) % partitions if key is None else DEFAULT_HASH(key) % partitions
 
 
 def _at(topic: str, partition: int) -> TopicPartition:

@@ -9,11 +9,17 @@ from headrace.topology.graph import Graph, Node, Repartition, Source, Step
 
 
 def internal_widths(
-    graph: Graph, nodes: Sequence[Node], entries: Sequence[str], partitions: Mapping[str, int], default: int
+    graph: Graph,
+    nodes: Sequence[Node],
+    entries: Sequence[str],
+    partitions: Mapping[str, int],
+    default: int,
+    existing: Mapping[str, int],
 ) -> dict[str, int]:
     """Return how many partitions each internal topic that is read has.
 
-    One whose keys meet those of a source topic has as many as that; others have ``default``.
+    One whose keys meet those of a source topic has as many as that; others keep what they have, and new ones get what
+    those have that they meet, or ``default``.
 
     Args:
         graph: The graph.
@@ -21,6 +27,7 @@ def internal_widths(
         entries: The names of the sources and repartitions at which records with keys enter there.
         partitions: How many partitions each source topic has.
         default: What an internal topic gets that may have any number.
+        existing: What internal topics have that may keep it, by the name of the repartition.
 
     Raises:
         TopologyError: source topics whose keys meet have different numbers of partitions, or keys of different types
@@ -28,7 +35,7 @@ def internal_widths(
     """
     groups: dict[str, list[str]] = {name: [name] for name in entries}
     for step in nodes:
-        if not isinstance(step, Step) or not _keeps_keys(graph, step):
+        if not isinstance(step, Step) or not keeps_keys(graph, step):
             continue
         meeting = _entries_above(graph, step, groups)
         if len(meeting) < 2:
@@ -41,11 +48,12 @@ def internal_widths(
     for name, group in groups.items():
         counts = [partitions[n.topic] for n in (graph.by_name[other] for other in group) if isinstance(n, Source)]
         if isinstance(graph.by_name[name], Repartition):
-            widths[name] = counts[0] if counts else default
+            kept = [existing[other] for other in (name, *group) if other in existing]
+            widths[name] = [*counts, *kept, default][0]
     return widths
 
 
-def _keeps_keys(graph: Graph, step: Step) -> bool:
+def keeps_keys(graph: Graph, step: Step) -> bool:
     """Return whether a step keeps state by key; one that looks up in what every task has takes any records."""
     above = (graph.by_name[port.node] for port in step.inputs)
     return step.spec.stateful and not any(isinstance(node, Source) and node.broadcast for node in above)

@@ -2,7 +2,8 @@
 
 All three say the same: the sub-topologies and their tasks, what they read, the steps, what state these hold, what
 they do with records that fail, where the results go, and for every edge whether a replay after a crash repeats it
-position by position (deterministic) or not (at-least-once), and why.
+position by position (deterministic), what a checkpoint contains leaves as it stands there (outbox), or a replay may
+write something else (at-least-once), and why.
 """
 
 from __future__ import annotations
@@ -16,26 +17,39 @@ from headrace.operators.emission import Emission, Every, When
 from headrace.operators.retrying import Retry, final_policy
 from headrace.operators.selectors import selector_name
 from headrace.topology.graph import Node, Repartition, Sink, Source, Step
-from headrace.topology.plan import Input, Plan, SubTopology, at_least_once, internal_topic, written
+from headrace.topology.plan import (
+    AT_LEAST_ONCE,
+    Input,
+    Plan,
+    SubTopology,
+    at_least_once,
+    by_outbox,
+    internal_topic,
+    written,
+)
 
 _DETERMINISTIC = "deterministic"
-_AT_LEAST_ONCE = "at-least-once"
+_OUTBOX = "outbox"
+_AT_LEAST_ONCE = AT_LEAST_ONCE
 _LONGEST = 60
 _MEANINGS = {
     _DETERMINISTIC: "a replay after a crash writes the same records with the same ids (the header headrace-id)",
+    _OUTBOX: "records leave with the checkpoint that contains them, after a crash the same again with the same ids",
     _AT_LEAST_ONCE: "a replay may write them in another order, or others, so that a repeat may have another id",
 }
+_STYLES = {_OUTBOX: ("outbox", "stroke-width: 4px"), _AT_LEAST_ONCE: ("atLeastOnce", "stroke-dasharray: 5 5")}
 _EMITTED = {"close": "at close", "update": "on update"}
 _UNITS = ((86_400_000, "d"), (3_600_000, "h"), (60_000, "m"), (1000, "s"), (1, "ms"))
 
 
 def describe(plan: Plan) -> dict[str, Any]:
     """Return the plan as JSON-able data: sub-topologies with inputs, steps and outputs."""
-    weak = at_least_once(plan)
+    promises = {name: (_AT_LEAST_ONCE, reason) for name, reason in at_least_once(plan).items()}
+    promises |= {name: (_OUTBOX, reason) for name, reason in by_outbox(plan).items()}
     return {
         "topology": plan.graph.name,
         "dead_letter_topic": plan.dead_letter_topic(),
-        "subtopologies": [_sub(plan, sub, weak) for sub in plan.subtopologies],
+        "subtopologies": [_sub(plan, sub, promises) for sub in plan.subtopologies],
     }
 
 
@@ -49,7 +63,7 @@ def describe_text(plan: Plan) -> str:
     described = describe(plan)
     lines = [f"topology {described['topology']}"]
     if described["dead_letter_topic"] is not None:
-        lines.append(f"records that fail go to {described['dead_letter_topic']}")
+        lines.append(f"records that fail go to {described['dead_letter_topic']}{_waiting(plan)}")
     for sub in described["subtopologies"]:
         lines += ["", f"sub-topology {sub['name']}: {_count(sub['tasks'], 'task')}"]
         for item in sub["inputs"]:
@@ -63,11 +77,22 @@ def describe_text(plan: Plan) -> str:
     return "\n".join([*lines, "", *meanings])
 
 
+def _waiting(plan: Plan) -> str:
+    """Say whose dead letters leave through an outbox."""
+    writers = [
+        sub.name
+        for sub in plan.subtopologies
+        if sub.name in plan.waiting_letters and any(final_policy(node.on_error) == "dead-letter" for node in sub.nodes)
+    ]
+    return f", those of {' and '.join(writers)} through an outbox" if writers else ""
+
+
 def describe_mermaid(plan: Plan) -> str:
     """Return the plan as a Mermaid flow chart, a sub-graph for every sub-topology.
 
     Topics are parallelograms, internal ones hexagons, steps boxes and their state cylinders. The arrow to a topic says
-    what is guaranteed there, and the topic's border is broken where that is at-least-once.
+    what is guaranteed there, and the topic's border is broken where that is at-least-once, and thick where records wait
+    in an outbox.
     """
     described = describe(plan)
     ids = {node.name: f"n{i}" for i, node in enumerate(plan.graph.nodes)}
@@ -76,18 +101,20 @@ def describe_mermaid(plan: Plan) -> str:
         lines.append(f'  subgraph s{number}["{sub["name"]} x {sub["tasks"]}"]')
         lines += [f"    {line}" for line in _mermaid_nodes(sub, ids)]
         lines.append("  end")
-    weak: list[str] = []
+    styled: dict[str, list[str]] = {_OUTBOX: [], _AT_LEAST_ONCE: []}
     for sub in described["subtopologies"]:
         for step in sub["steps"]:
             lines += [f"  {ids[node]} -->{_label(port)} {ids[step['name']]}" for node, port in step["after"]]
         for output in sub["outputs"]:
             told = output["guarantee"]
             lines += [f"  {ids[node]} -->{_label(port, told)} {ids[output['name']]}" for node, port in output["after"]]
-            weak += [ids[output["name"]]] if told == _AT_LEAST_ONCE else []
+            if told in styled:
+                styled[told].append(ids[output["name"]])
     lines += _mermaid_dead_letters(plan)
-    if weak:
-        lines.append("  classDef atLeastOnce stroke-dasharray: 5 5")
-        lines.append(f"  class {','.join(dict.fromkeys(weak))} atLeastOnce")
+    for promise, (name, style) in _STYLES.items():
+        if styled[promise]:
+            lines.append(f"  classDef {name} {style}")
+            lines.append(f"  class {','.join(dict.fromkeys(styled[promise]))} {name}")
     return "\n".join(lines)
 
 
@@ -126,13 +153,13 @@ def _as_written(shape: Mapping[str, Any]) -> dict[str, Any]:
     return {name: "tumbling" if name == "windows" else value for name, value in shape.items() if name != "every_ms"}
 
 
-def _sub(plan: Plan, sub: SubTopology, weak: Mapping[str, str]) -> dict[str, Any]:
+def _sub(plan: Plan, sub: SubTopology, promises: Mapping[str, tuple[str, str]]) -> dict[str, Any]:
     return {
         "name": sub.name,
         "tasks": sub.partitions,
         "inputs": [_input(plan, item) for item in sub.inputs],
         "steps": [_step(node) for node in sub.nodes if isinstance(node, Step)],
-        "outputs": [_output(plan, node, weak.get(node.name)) for node in written(sub)],
+        "outputs": [_output(plan, node, promises.get(node.name)) for node in written(sub)],
     }
 
 
@@ -182,8 +209,9 @@ def _emission(emit: Emission) -> str:
     return f"when {selector_name(emit.predicate)}" if isinstance(emit, When) else emit
 
 
-def _output(plan: Plan, node: Sink | Repartition, reason: str | None) -> dict[str, Any]:
+def _output(plan: Plan, node: Sink | Repartition, promise: tuple[str, str] | None) -> dict[str, Any]:
     topic = internal_topic(plan.graph, node) if isinstance(node, Repartition) else node.topic
+    guarantee, reason = promise or (_DETERMINISTIC, None)
     return {
         "name": node.name,
         "topic": topic,
@@ -191,7 +219,7 @@ def _output(plan: Plan, node: Sink | Repartition, reason: str | None) -> dict[st
         "internal": isinstance(node, Repartition),
         "value": node.value.name,
         "after": [list(port) for port in node.inputs],
-        "guarantee": _DETERMINISTIC if reason is None else _AT_LEAST_ONCE,
+        "guarantee": guarantee,
         "reason": reason,
         "on_error": policy_of(node),
     }

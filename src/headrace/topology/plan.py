@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from headrace.errors import TopologyError
+from headrace.errors import SettingsError, TopologyError
 from headrace.operators.async_map import AsyncMap
 from headrace.operators.retrying import Retry, final_policy
 from headrace.record import TopicPartition
 from headrace.topology.copartition import internal_widths
 from headrace.topology.graph import Graph, Node, Port, Repartition, Sink, Source, Step
+
+AT_LEAST_ONCE = "at-least-once"
+"""The guarantee that what is not deterministic may be repeated with other content."""
+
+EXACTLY_ONCE = "exactly-once"
+"""The guarantee that it leaves through an outbox, and so is repeated as it was or not at all."""
 
 
 class TaskId(NamedTuple):
@@ -35,7 +41,8 @@ class Input:
     upstream: tuple[str, ...] = ()
     """For an internal topic, every task that writes to it."""
     deterministic: bool = True
-    """For an internal topic, whether a replay upstream repeats positions, so that repeats can be dropped."""
+    """For an internal topic, whether a replay upstream repeats positions, so that repeats can be dropped; those of what
+    left through an outbox are dropped in any case."""
     broadcast: bool = False
     """Whether every task reads all partitions of it."""
 
@@ -81,6 +88,10 @@ class Plan:
 
     graph: Graph
     subtopologies: tuple[SubTopology, ...]
+    outbox: frozenset[str] = frozenset()
+    """The sinks and repartitions, by name, of which outputs wait for the checkpoint that contains them."""
+    waiting_letters: frozenset[str] = frozenset()
+    """The sub-topologies whose dead letters do so too."""
 
     def internal_topics(self) -> dict[str, int]:
         """Return the internal topics and their partitions."""
@@ -118,24 +129,36 @@ def source_topics(graph: Graph) -> list[str]:
     return [node.topic for node in graph.nodes if isinstance(node, Source)]
 
 
-def plan(graph: Graph, partitions: Mapping[str, int], repartition_partitions: int = 0) -> Plan:
+def plan(
+    graph: Graph,
+    partitions: Mapping[str, int],
+    repartition_partitions: int = 0,
+    existing: Mapping[str, int] | None = None,
+    guarantee: str = AT_LEAST_ONCE,
+) -> Plan:
     """Cut ``graph`` into sub-topologies.
 
     Args:
         graph: A validated graph.
         partitions: How many partitions each source topic has.
-        repartition_partitions: How many internal topics get; 0 for as many as the widest source.
+        repartition_partitions: How many internal topics get; 0 for as many as they have, or as the widest source.
+        existing: How many partitions topics have that exist, internal ones among them.
+        guarantee: With ``exactly-once``, what is not deterministic leaves through an outbox.
 
     Raises:
+        SettingsError: there is no such guarantee.
         TopologyError: keyed streams meet in one step whose topics are partitioned differently or have other keys.
     """
+    if guarantee not in (AT_LEAST_ONCE, EXACTLY_ONCE):
+        raise SettingsError(f"the guarantee must be {AT_LEAST_ONCE} or {EXACTLY_ONCE}: {guarantee!r}")
     subs: list[SubTopology] = []
     deterministic: dict[str, bool] = {}
     for nodes in _components(graph):
         names = {node.name for node in nodes}
         default = repartition_partitions or _width(nodes, partitions)
         entry = [node.name for node in nodes if _is_entry(node, names)]
-        widths = internal_widths(graph, nodes, entry, partitions, default)
+        kept = {} if repartition_partitions else _existing(graph, nodes, existing or {})
+        widths = internal_widths(graph, nodes, entry, partitions, default, kept)
         inputs: list[Input] = []
         level = 0
         for node in nodes:
@@ -157,7 +180,12 @@ def plan(graph: Graph, partitions: Mapping[str, int], repartition_partitions: in
         for write in writes:
             deterministic[write.name] = is_deterministic(graph, sub, write)
         subs.append(sub)
-    return Plan(graph, tuple(subs))
+    made = Plan(graph, tuple(subs))
+    if guarantee != EXACTLY_ONCE:
+        return made
+    outbox = {edge.name for sub in subs for edge in written(sub) if not is_deterministic(graph, sub, edge)}
+    letters = {sub.name for sub in subs if outbox.intersection(e.name for e in written(sub)) or _unsure(graph, sub)}
+    return replace(made, outbox=frozenset(outbox), waiting_letters=frozenset(letters))
 
 
 def written(sub: SubTopology) -> list[Sink | Repartition]:
@@ -169,12 +197,13 @@ def written(sub: SubTopology) -> list[Sink | Repartition]:
 def at_least_once(plan: Plan) -> dict[str, str]:
     """Return the sinks and repartitions, by name, of which repeats cannot be told from records, and why.
 
-    They are those at which a replay may not repeat itself, and all that is made of them.
+    They are those at which a replay may not repeat itself, and all that is made of them; but not what leaves through an
+    outbox.
     """
     weak: dict[str, str] = {}
     for sub in plan.subtopologies:
         for edge in written(sub):
-            reason = why_not_deterministic(plan.graph, sub, edge)
+            reason = None if edge.name in plan.outbox else why_not_deterministic(plan.graph, sub, edge)
             above = {node.name for node in _above(plan.graph, sub, edge)}
             repeated = [item.node for item in sub.inputs if item.node in weak and item.node in above]
             if reason is None and repeated:
@@ -184,13 +213,41 @@ def at_least_once(plan: Plan) -> dict[str, str]:
     return weak
 
 
+def by_outbox(plan: Plan) -> dict[str, str]:
+    """Return the sinks and repartitions, by name, whose outputs leave through an outbox, and why they have to."""
+    reasons = {
+        edge.name: why_not_deterministic(plan.graph, sub, edge)
+        for sub in plan.subtopologies
+        for edge in written(sub)
+        if edge.name in plan.outbox
+    }
+    return {name: reason for name, reason in reasons.items() if reason is not None}
+
+
+def _unsure(graph: Graph, sub: SubTopology) -> bool:
+    """Return whether a replay may set other records aside as dead letters, or number them in another way."""
+    for node in sub.nodes:
+        if final_policy(node.on_error) != "dead-letter" or node.name in sub.sources:
+            continue
+        if why_not_deterministic(graph, sub, node) is not None:
+            return True
+        if isinstance(node, Step):
+            above = {found.name for found in _above(graph, sub, node)}
+            meets = node.spec.stateful and len(sub.sources & above) > 1
+            if meets or node.spec.uses_clock or _chance(node) is not None:
+                return True
+    return False
+
+
 def is_deterministic(graph: Graph, sub: SubTopology, edge: Repartition | Sink) -> bool:
     """Tell whether a replay of a task repeats what it wrote on an edge, position for position."""
     return why_not_deterministic(graph, sub, edge) is None
 
 
-def why_not_deterministic(graph: Graph, sub: SubTopology, edge: Repartition | Sink) -> str | None:
+def why_not_deterministic(graph: Graph, sub: SubTopology, edge: Node) -> str | None:
     """Say why a replay of a task may not repeat what it wrote on an edge, position for position; None if it does.
+
+    The same is true of what comes to a step.
 
     It does where state, if there is any on the way, follows from the records of one input alone, and where what closing
     windows make does not mix with what comes at once or from other windows: the order between them depends on how the
@@ -277,9 +334,9 @@ def _mixing(graph: Graph, sub: SubTopology, node: Node) -> str:
     return node.name
 
 
-def topics_above(graph: Graph, sub: SubTopology, edge: Repartition | Sink) -> list[str]:
-    """Return the topics that what leaves by ``edge`` follows from."""
-    above = {node.name for node in _above(graph, sub, edge)}
+def topics_above(graph: Graph, sub: SubTopology, node: Node) -> list[str]:
+    """Return the topics that what comes to ``node``, or leaves by it, follows from."""
+    above = {found.name for found in _above(graph, sub, node)}
     return [item.topic for item in sub.inputs if item.node in above]
 
 
@@ -371,6 +428,12 @@ def depends_on(graph: Graph, node: str, other: str) -> bool:
             seen.add(place)
             todo += [home[p.node] for n in components[place] if isinstance(n, Repartition) for p in n.inputs]
     return home[other] in seen
+
+
+def _existing(graph: Graph, nodes: Sequence[Node], existing: Mapping[str, int]) -> dict[str, int]:
+    """Return how many partitions the internal topics of repartitions have, where they exist."""
+    topics = {node.name: internal_topic(graph, node) for node in nodes if isinstance(node, Repartition)}
+    return {name: existing[topic] for name, topic in topics.items() if topic in existing}
 
 
 def _width(nodes: list[Node], partitions: Mapping[str, int]) -> int:

@@ -14,12 +14,12 @@ from pathlib import Path
 from headrace.errors import CorruptError, FatalError, HeadraceError, InvalidError, RetriableError, SettingsError
 from headrace.log.api import Committed, Lease
 from headrace.log.embedded.files import locked_file, storage
-from headrace.log.groups import GroupState, LeaseState, Member, check_lease
+from headrace.log.groups import Copy, GroupState, LeaseState, Member, check_lease
 from headrace.record import TopicPartition
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 _BUSY_TIMEOUT_S = 5.0
-_SCHEMA = """
+_SCHEMAS = {1: """
 CREATE TABLE tokens (token INTEGER PRIMARY KEY AUTOINCREMENT);
 CREATE TABLE groups (name TEXT PRIMARY KEY, generation INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE members (
@@ -34,11 +34,16 @@ CREATE TABLE offsets (
     group_name TEXT NOT NULL, topic TEXT NOT NULL, partition INTEGER NOT NULL, "offset" INTEGER NOT NULL,
     metadata TEXT NOT NULL, PRIMARY KEY (group_name, topic, partition)
 ) WITHOUT ROWID;
-"""
+""", 2: """
+CREATE TABLE copies (
+    group_name TEXT NOT NULL, unit TEXT NOT NULL, token INTEGER NOT NULL, PRIMARY KEY (group_name, unit, token)
+) WITHOUT ROWID;
+"""}  # fmt: skip
+"""What each version adds to the one before. Processes of an older headrace that have the file open go on with it."""
 
 
 class SqliteGroupStore:
-    """Keeps groups in ``groups.sqlite``; one connection for all threads, which take turns.
+    """Keeps groups in ``groups.sqlite``; one connection to write for all threads, which take turns, and one to read.
 
     A member also holds the lock on a file of its own for as long as its process lives, so that the others see at
     once when it was killed.
@@ -52,6 +57,7 @@ class SqliteGroupStore:
         self._path = directory / "groups.sqlite"
         self._members = directory / "members"
         self._lock = threading.RLock()
+        self._reader_lock = threading.Lock()
         self._alive: dict[int, int] = {}
         with storage("the group database", directory):
             self._members.mkdir(exist_ok=True)
@@ -62,6 +68,9 @@ class SqliteGroupStore:
             )
             try:
                 self._prepare()
+                self._reader = sqlite3.connect(
+                    self._path, timeout=_BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
+                )
             except BaseException:
                 self._db.close()
                 raise
@@ -70,13 +79,13 @@ class SqliteGroupStore:
 
     def state(self, group: str) -> GroupState:
         """Return what is known of a group."""
-        with self._transaction("DEFERRED"):
-            return self._load(group)
+        with self._reading() as reader:
+            return self._load(reader, group)
 
     def update(self, group: str, change: Callable[[GroupState], GroupState]) -> GroupState:
         """Replace the state of a group by what ``change`` makes of it, and return that."""
         with self._transaction("IMMEDIATE", durable=self._durable):
-            before = self._load(group)
+            before = self._load(self._db, group)
             after = change(before)
             if after is not before:
                 self._store(group, before, after)
@@ -84,8 +93,8 @@ class SqliteGroupStore:
 
     def names(self) -> list[str]:
         """Return the groups that have members or committed offsets, sorted."""
-        with self._transaction("DEFERRED"):
-            rows = self._db.execute("SELECT group_name FROM members UNION SELECT group_name FROM offsets ORDER BY 1")
+        with self._reading() as reader:
+            rows = reader.execute("SELECT group_name FROM members UNION SELECT group_name FROM offsets ORDER BY 1")
             return [name for (name,) in rows]
 
     def admit(self) -> int:
@@ -136,8 +145,8 @@ class SqliteGroupStore:
 
     def committed(self, group: str) -> dict[TopicPartition, Committed]:
         """Return what was committed last."""
-        with self._transaction("DEFERRED"):
-            rows = self._db.execute(
+        with self._reading() as reader:
+            rows = reader.execute(
                 'SELECT topic, partition, "offset", metadata FROM offsets WHERE group_name = ? ORDER BY 1, 2', (group,)
             )
             return {TopicPartition(topic, number): Committed(offset, text) for topic, number, offset, text in rows}
@@ -148,15 +157,17 @@ class SqliteGroupStore:
             while self._alive:
                 os.close(self._alive.popitem()[1])
             self._db.close()
+        with self._reader_lock:
+            self._reader.close()
 
     def _prepare(self) -> None:
         self._db.execute("PRAGMA journal_mode = WAL")
         self._db.execute("BEGIN IMMEDIATE")
         (version,) = self._db.execute("PRAGMA user_version").fetchone()
-        if version == 0:
-            for statement in filter(str.strip, _SCHEMA.split(";")):
+        for later in range(version + 1, SCHEMA_VERSION + 1):
+            for statement in filter(str.strip, _SCHEMAS[later].split(";")):
                 self._db.execute(statement)
-            self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+            self._db.execute(f"PRAGMA user_version = {later}")
         self._db.execute("COMMIT")
         if version > SCHEMA_VERSION:
             raise InvalidError(
@@ -164,8 +175,8 @@ class SqliteGroupStore:
                 remedy="Upgrade headrace",
             )
 
-    def _load(self, group: str) -> GroupState:
-        execute = self._db.execute
+    def _load(self, connection: sqlite3.Connection, group: str) -> GroupState:
+        execute = connection.execute
         generation = execute("SELECT generation FROM groups WHERE name = ?", (group,)).fetchone()
         if generation is None:
             return GroupState()
@@ -175,10 +186,12 @@ class SqliteGroupStore:
         leases = execute(
             "SELECT unit, epoch, holder, last_token, last_member FROM leases WHERE group_name = ?", (group,)
         )
+        copies = execute("SELECT unit, token FROM copies WHERE group_name = ?", (group,))
         return GroupState(
             generation[0],
             {row[0]: Member(row[0], row[1], row[2], row[3], frozenset(json.loads(row[4]))) for row in members},
             {lease[0]: LeaseState(*lease) for lease in leases},
+            frozenset(Copy(*row) for row in copies),
         )
 
     def _store(self, group: str, before: GroupState, after: GroupState) -> None:
@@ -186,6 +199,11 @@ class SqliteGroupStore:
         execute("INSERT OR REPLACE INTO groups VALUES (?, ?)", (group, after.generation))
         for token in before.members.keys() - after.members.keys():
             execute("DELETE FROM members WHERE group_name = ? AND token = ?", (group, token))
+        for token in after.members.keys() & before.members.keys():
+            able = after.members[token].units
+            if able != before.members[token].units:
+                texts = (json.dumps(sorted(able)), group, token)
+                execute("UPDATE members SET units = ? WHERE group_name = ? AND token = ?", texts)
         for token in after.members.keys() - before.members.keys():
             member = after.members[token]
             units = json.dumps(sorted(member.units))
@@ -196,6 +214,10 @@ class SqliteGroupStore:
             "INSERT OR REPLACE INTO leases VALUES (?, ?, ?, ?, ?, ?)",
             [(group, x.unit, x.epoch, x.holder, x.last_token, x.last_member) for x in changed],
         )
+        for copy in sorted(before.copies - after.copies):
+            execute("DELETE FROM copies WHERE group_name = ? AND unit = ? AND token = ?", (group, *copy))
+        for copy in sorted(after.copies - before.copies):
+            execute("INSERT INTO copies VALUES (?, ?, ?)", (group, *copy))
 
     def _lock_file(self, token: int) -> Path:
         return self._members / f"{token}.lock"
@@ -213,6 +235,17 @@ class SqliteGroupStore:
             return True
         finally:
             os.close(fd)
+
+    @contextmanager
+    def _reading(self) -> Iterator[sqlite3.Connection]:
+        """Read through a connection of its own: readers wait for no writer, of this process or of another."""
+        with self._reader_lock, self._errors():
+            self._check_file()
+            self._reader.execute("BEGIN DEFERRED")
+            try:
+                yield self._reader
+            finally:
+                self._reader.execute("ROLLBACK")
 
     @contextmanager
     def _transaction(self, kind: str, *, durable: bool = False) -> Iterator[None]:
@@ -246,6 +279,8 @@ class SqliteGroupStore:
             yield
         except sqlite3.Error as error:
             raise _database_error(error, self._path) from error
+        except (UnicodeDecodeError, json.JSONDecodeError) as error:  # what SQLite did not notice
+            raise _damaged(self._path) from error
 
 
 def _database_error(error: sqlite3.Error, path: Path) -> HeadraceError:
@@ -257,12 +292,16 @@ def _database_error(error: sqlite3.Error, path: Path) -> HeadraceError:
     if primary == sqlite3.SQLITE_FULL:
         return RetriableError(text, remedy="Free space on the disk")
     if primary in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
-        return CorruptError(
-            f"the group database {path} is damaged",
-            remedy="Stop every worker of this log and delete the file; checkpoints hold all positions that matter",
-        )
+        return _damaged(path)
     if primary in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM, sqlite3.SQLITE_AUTH):
         return SettingsError(text, remedy="Run as the user who owns the directory")
     if isinstance(error, sqlite3.ProgrammingError):
         return InvalidError(f"the log {path.parent} is closed")
-    return FatalError(text)
+    return _damaged(path) if "decode to UTF-8" in text else FatalError(text)
+
+
+def _damaged(path: Path) -> CorruptError:
+    return CorruptError(
+        f"the group database {path} is damaged",
+        remedy="Stop every worker of this log and delete the file; checkpoints hold all positions that matter",
+    )

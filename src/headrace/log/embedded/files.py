@@ -6,10 +6,13 @@ import errno
 import fcntl
 import json
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import google_crc32c
 
 from headrace.errors import (
     CorruptError,
@@ -21,6 +24,10 @@ from headrace.errors import (
     SettingsError,
 )
 
+_EAGER_ATTEMPTS = 50
+"""How often a lock is asked for without a pause: appends take microseconds."""
+_CHECKSUM = "crc32c"
+"""Stands beside the content of a small file; those of earlier versions have none."""
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 _TOO_MANY = (errno.EMFILE, errno.ENFILE)
@@ -71,6 +78,42 @@ def locked_file(path: Path) -> Iterator[None]:
         os.close(fd)
 
 
+def take_lock(fd: int, patience_ms: int, what: str) -> None:
+    """Take the lock on an open file that others hold for an instant only, unless they are stopped.
+
+    Args:
+        fd: Of the file.
+        patience_ms: How long to wait for it.
+        what: What the lock is for, named in the error.
+
+    Raises:
+        RetriableError: it did not become free; the message names the process that holds it.
+    """
+    pause = threading.Event()
+    for attempt in range(_EAGER_ATTEMPTS + patience_ms):
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            pause.wait(0.0 if attempt < _EAGER_ATTEMPTS else 0.001)
+        else:
+            return
+    raise RetriableError(
+        f"{what} waited in vain for {patience_ms} ms: {_holder(fd)} holds the lock",
+        remedy="It goes on by itself when that process does; if it is stopped, continue it (SIGCONT) or kill it",
+    )
+
+
+def _holder(fd: int) -> str:
+    """Say which process holds the lock on an open file, where the operating system tells."""
+    inode = str(os.fstat(fd).st_ino)
+    try:
+        lines = Path("/proc/locks").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return "another process"
+    rows = [line.split() for line in lines if " FLOCK " in line and " -> " not in line]
+    return next((f"process {row[4]}" for row in rows if row[5].rpartition(":")[2] == inode), "another process")
+
+
 @contextmanager
 def opened(path: Path, flags: int = os.O_RDONLY) -> Iterator[int]:
     """Open a file for as long as the block lasts."""
@@ -89,9 +132,9 @@ def write_all(fd: int, data: bytes, position: int) -> None:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write a small file so that nobody ever sees half of it."""
+    """Write a small file so that nobody ever sees half of it, with a checksum of what it says."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.new")
-    temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    temporary.write_text(json.dumps({**content, _CHECKSUM: _checksum(content)}, indent=1) + "\n", encoding="utf-8")
     with opened(temporary) as fd:
         os.fsync(fd)
     temporary.rename(path)
@@ -106,11 +149,14 @@ def read_versioned_json(path: Path, supported: int) -> dict[str, Any]:
         CorruptError: it makes no sense.
     """
     try:
-        content = json.loads(path.read_bytes())
+        content = dict(json.loads(path.read_bytes()))
         version = content["format"]
         if type(version) is not int:
             raise TypeError("the format is not a number")
-    except (ValueError, KeyError, TypeError) as error:
+        told = content.pop(_CHECKSUM, None)
+        if version == supported and told is not None and told != _checksum(content):
+            raise ValueError("the checksum does not match")
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CorruptError(
             f"the file {path} is damaged", remedy="Restore it from a backup, or delete what it describes"
         ) from error
@@ -119,7 +165,11 @@ def read_versioned_json(path: Path, supported: int) -> dict[str, Any]:
             f"the file {path} has format {version}, and this headrace supports format {supported}",
             remedy="Upgrade headrace",
         )
-    return dict(content)
+    return content
+
+
+def _checksum(content: dict[str, Any]) -> str:
+    return f"{google_crc32c.value(json.dumps(content, sort_keys=True).encode()):08x}"
 
 
 def sync_directory(directory: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypeVar
 from zlib import crc32
@@ -13,6 +13,7 @@ from headrace.errors import NotFoundError, SettingsError
 from headrace.log.api import Group, Reader, TopicConfig, TopicInfo
 from headrace.log.embedded.cleaning import clean_partition, trim_partition
 from headrace.log.embedded.coordinator import SqliteGroupStore
+from headrace.log.embedded.durable import force_before
 from headrace.log.embedded.files import storage
 from headrace.log.embedded.format import BatchEncoder
 from headrace.log.embedded.partition import Appender
@@ -53,6 +54,8 @@ class EmbeddedLog:
         self._encoder = BatchEncoder()
         self._lock = threading.RLock()
         self._appenders: dict[TopicPartition, Appender] = {}
+        self._forced: dict[TopicPartition, tuple[tuple[int, int], int]] = {}
+        """The incarnation of the topic, and up to which offset all its records are known to be on the disk."""
         self._groups: SqliteGroupStore | None = None
         self._topics = TopicDirectory(self._directory)
         self._topics.open()
@@ -66,6 +69,10 @@ class EmbeddedLog:
     def create_topic(self, name: str, partitions: int, config: TopicConfig | None = None) -> TopicInfo:
         """Create a topic, or return it if it exists with that many partitions."""
         return self._topics.create(name, partitions, config or TopicConfig())
+
+    def grow_topic(self, name: str, partitions: int) -> TopicInfo:
+        """Give a topic more partitions, which are empty."""
+        return self._topics.grow(name, partitions)
 
     def delete_topic(self, name: str) -> None:
         """Delete a topic and its records."""
@@ -98,6 +105,17 @@ class EmbeddedLog:
                 appender.flush()
             except NotFoundError:
                 self._forget(partition)
+
+    def flush_before(self, offsets: Mapping[TopicPartition, int]) -> None:
+        """Force what stands before these offsets to the disk, whoever appended it, if the policy says so."""
+        for partition, offset in offsets.items():
+            place, _ = self._find(partition)
+            if self._fsync == "checkpoint":
+                incarnation = self._topics.incarnation(partition.topic)
+                before, known = self._forced.get(partition, (incarnation, 0))
+                # Two threads may do the same at once, which costs time and nothing else.
+                forced = force_before(place, known if before == incarnation else 0, offset)
+                self._forced[partition] = incarnation, forced
 
     def reader(self, partition: TopicPartition, offset: int) -> Reader:
         """Read ``partition`` from ``offset`` on."""

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from headrace.clock import Clock
 from headrace.errors import CorruptError, HeadraceError, NotFoundError
 from headrace.log.api import TopicConfig
-from headrace.log.embedded.files import storage, storage_error, sync_directory, write_all
+from headrace.log.embedded.files import storage, storage_error, sync_directory, take_lock, write_all
 from headrace.log.embedded.format import SEGMENT_HEADER_BYTES, BatchEncoder, EncodedBatch, seal
 from headrace.log.embedded.marks import (
     EMPTY,
@@ -26,6 +26,10 @@ from headrace.log.embedded.recovery import recover
 from headrace.log.embedded.segment import INDEX_INTERVAL_BYTES, EndFile, Place, create_segment
 from headrace.record import RecordBatch
 
+_PATIENCE_MS = 2_000
+"""How long to wait for another process that is in the middle of an append: long enough for a slow disk."""
+_SHORT_PATIENCE_MS = 20
+"""The same while it is known that one is stopped there, as all tasks of the worker wait meanwhile."""
 _logger = logging.getLogger("headrace.log")
 
 
@@ -59,6 +63,7 @@ class Appender:
         self._index_fd = -1
         self._dirty: set[int] = set()
         self._closed = False
+        self._patience_ms = _PATIENCE_MS
 
     def append(self, batch: RecordBatch) -> int:
         """Append a batch that is not empty and return the offset of its first record."""
@@ -67,7 +72,7 @@ class Appender:
             if self._closed:
                 raise NotFoundError(f"the files of {self._place} were closed", remedy="Open the log again")
             lock_fd = self._end_file.fd
-            fcntl.flock(lock_fd, fcntl.LOCK_EX)
+            self._take_lock("append to")
             try:
                 end = self._current_end()
                 before = end.segment
@@ -97,11 +102,11 @@ class Appender:
                 for base in sorted(dirty):
                     self._sync(base)
                 sync_directory(self._place.directory)
+                if end.segment in dirty:
+                    self._publish_synced(end)
             except BaseException:
                 self._dirty |= dirty
                 raise
-            if end.segment in dirty:
-                self._publish_synced(end)
 
     def close(self) -> None:
         """Close all files; idempotent."""
@@ -109,6 +114,12 @@ class Appender:
             self._end_file.close()
             self._close_segment()
             self._closed = True
+
+    def _take_lock(self, verb: str) -> None:
+        """Take the partition's lock; whoever waited for it in vain waits only shortly the next time."""
+        patience_ms, self._patience_ms = self._patience_ms, _SHORT_PATIENCE_MS
+        take_lock(self._end_file.fd, patience_ms, f"{verb} {self._place}")
+        self._patience_ms = _PATIENCE_MS
 
     def _current_end(self) -> End:
         """Return the published end, after repairing what a crash left behind it."""
@@ -131,7 +142,11 @@ class Appender:
 
     def _size_of(self, base: int) -> int:
         self._open_segment(base)
-        return os.fstat(self._segment_fd).st_size
+        found = os.fstat(self._segment_fd)
+        if not found.st_nlink:
+            self._close_segment()
+            raise self._place.corrupt("the segment file is missing", base, 0, base)
+        return found.st_size
 
     def _write(self, end: End, encoded: EncodedBatch) -> End:
         size = encoded.size_bytes
@@ -219,7 +234,7 @@ class Appender:
         with self._lock:
             if self._closed:
                 return
-            fcntl.flock(self._end_file.fd, fcntl.LOCK_EX)
+            self._take_lock("flush of")
             try:
                 end = self._end_file.read()
                 if end.segment == seen.segment and end.synced < seen.position <= end.position:

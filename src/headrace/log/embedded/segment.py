@@ -103,7 +103,8 @@ class EndFile:
         if seen is None or raw != seen[0]:
             seen = self._seen = (raw, self._decode(raw))
         end = seen[1]
-        if end.deleted:
+        # Who deletes the files by hand leaves those who have them open with files that nobody else will ever see.
+        if end.deleted or not os.fstat(self.fd).st_nlink:
             raise NotFoundError(f"topic {self.place.topic} was deleted", remedy="Create it again")
         return end
 

@@ -8,7 +8,9 @@ import os
 import shutil
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import msgspec
 
 from headrace.errors import CorruptError, SettingsError
 from headrace.log.api import TopicConfig, TopicInfo
@@ -21,11 +23,12 @@ from headrace.log.embedded.files import (
 )
 from headrace.log.embedded.marks import EMPTY, encode_end
 from headrace.log.embedded.segment import EndFile, Place
-from headrace.log.names import check_new_topic, check_same_partitions, is_topic_name, no_such_topic
+from headrace.log.names import check_growth, check_new_topic, check_same_partitions, is_topic_name, no_such_topic
 
 FORMAT_VERSION = 1
 _TOPIC_VERSION = 1
 _FORMAT_FILE = "headrace-log.json"
+_Partitions = Annotated[int, msgspec.Meta(ge=1)]
 
 
 class TopicDirectory:
@@ -72,13 +75,27 @@ class TopicDirectory:
             except (FileNotFoundError, NotADirectoryError):
                 return None
         try:
-            return TopicInfo(name, int(content["partitions"]), TopicConfig(**content["config"]))
+            config = msgspec.convert(dataclasses.asdict(TopicConfig(**content["config"])), TopicConfig)
+            return TopicInfo(name, msgspec.convert(content["partitions"], _Partitions), config)
         except (KeyError, TypeError, ValueError) as error:
             raise CorruptError(f"the file {path} is damaged", remedy="Restore it, or delete the topic") from error
 
     def place(self, name: str, partition: int) -> Place:
         """Return where a partition lives."""
         return Place(name, partition, self._topics / name / str(partition))
+
+    def incarnation(self, name: str) -> tuple[int, int]:
+        """Return what is different for a topic that was deleted and made again; growing it changes this as well.
+
+        Raises:
+            NotFoundError: there is none of that name.
+        """
+        with storage(f"topic {name}", self._root):
+            try:
+                found = os.stat(self._topics / name / "topic.json")
+            except FileNotFoundError:
+                raise no_such_topic(name) from None
+        return found.st_ino, found.st_mtime_ns
 
     def create(self, name: str, partitions: int, config: TopicConfig) -> TopicInfo:
         """Create a topic, whole or not at all, or return the one that exists."""
@@ -91,6 +108,24 @@ class TopicDirectory:
                     if existing is None:
                         return self._create(TopicInfo(name, partitions, config))
         return check_same_partitions(existing, partitions)
+
+    def grow(self, name: str, partitions: int) -> TopicInfo:
+        """Give a topic more partitions: other processes see all of them from one moment on."""
+        with storage(f"growing topic {name}", self._root), self._lock():
+            before = self.find(name)
+            if before is None:
+                raise no_such_topic(name)
+            check_growth(before, partitions)
+            directory = self._topics / name
+            for partition in range(before.partitions, partitions):
+                # Nobody knows of it yet, so whatever stands here is what a crash left of an earlier attempt.
+                shutil.rmtree(directory / str(partition), ignore_errors=True)
+                _make_partition(directory / str(partition))
+            topic = dataclasses.replace(before, partitions=partitions)
+            sync_directory(directory)
+            _write_topic(directory, topic)
+            sync_directory(directory)
+            return topic
 
     def delete(self, name: str) -> None:
         """Delete a topic, and tell those who have its files open."""
@@ -112,10 +147,8 @@ class TopicDirectory:
         shutil.rmtree(fresh, ignore_errors=True)
         fresh.mkdir(parents=True)
         for partition in range(topic.partitions):
-            (fresh / str(partition)).mkdir()
-            (fresh / str(partition) / "end").write_bytes(encode_end(EMPTY))
-        content: dict[str, Any] = {"format": _TOPIC_VERSION, "partitions": topic.partitions}
-        write_json(fresh / "topic.json", {**content, "config": dataclasses.asdict(topic.config)})
+            _make_partition(fresh / str(partition))
+        _write_topic(fresh, topic)
         sync_directory(fresh)
         fresh.rename(self._topics / topic.name)
         sync_directory(self._topics)
@@ -123,6 +156,16 @@ class TopicDirectory:
 
     def _lock(self) -> AbstractContextManager[None]:
         return locked_file(self._root / "topics.lock")
+
+
+def _make_partition(directory: Path) -> None:
+    directory.mkdir()
+    (directory / "end").write_bytes(encode_end(EMPTY))
+
+
+def _write_topic(directory: Path, topic: TopicInfo) -> None:
+    content: dict[str, Any] = {"format": _TOPIC_VERSION, "partitions": topic.partitions}
+    write_json(directory / "topic.json", {**content, "config": dataclasses.asdict(topic.config)})
 
 
 def _mark_deleted(place: Place) -> None:

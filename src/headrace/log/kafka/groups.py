@@ -18,6 +18,9 @@ from headrace.log.kafka.leading import Grant
 from headrace.log.kafka.membership import PROTOCOL, KafkaMembership
 from headrace.record import TopicPartition
 
+_SETTLING_S = 15
+"""Longer than the usual session timeout, which a member that died may hold up the others for."""
+
 
 class KafkaGroup:
     """A consumer group; see ``log.api.Group``."""
@@ -29,15 +32,21 @@ class KafkaGroup:
 
     def join(
         self, member_id: str, units: Mapping[str, Sequence[TopicPartition]], assign: Assign, *,
-        session_timeout_ms: int,
+        session_timeout_ms: int, handoff_timeout_ms: int = 0, standby_copies: int = 0,
     ) -> Membership:  # fmt: skip
         """Become a member; what it gets shows in ``poll`` once the group has settled."""
-        member = KafkaMembership(self.name, self._connection, self._clock, member_id, units, assign, session_timeout_ms)
+        member = KafkaMembership(
+            self.name, self._connection, self._clock, member_id, units, assign, session_timeout_ms,
+            handoff_timeout_ms, standby_copies,
+        )  # fmt: skip
         self._connection.call(member.start())
         return member
 
     def members(self) -> list[GroupMember]:
-        """Return the members and what they hold, sorted by id; of other programs, the partitions that they read."""
+        """Return the members and what they hold, sorted by id; of other programs, the partitions that they read.
+
+        While members come and go, nothing can be said of any: the answer waits until they have settled.
+        """
         return self._connection.call(_members(self._connection, self.name))
 
     def committed(self) -> dict[TopicPartition, Committed]:
@@ -69,8 +78,17 @@ async def _describe(connection: Connection, name: str) -> Any:
     return await connection.attempts(attempt)
 
 
+async def _settled(connection: Connection, name: str) -> Any:
+    deadline = connection.loop.time() + _SETTLING_S
+    while True:
+        described = await _describe(connection, name)
+        if not described[2].endswith("Rebalance") or connection.loop.time() > deadline:
+            return described
+        await connection.pause()
+
+
 async def _members(connection: Connection, name: str) -> list[GroupMember]:
-    described = await _describe(connection, name)
+    described = await _settled(connection, name)
     members = []
     for member_id, client_id, _, _, assigned in described[5]:
         if described[4] != PROTOCOL or not assigned:

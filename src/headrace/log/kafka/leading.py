@@ -8,11 +8,14 @@ nobody, and what stays is not even touched.
 Members carry what is known of all units (epoch, last holder) from one rebalance to the next, so that any of them can
 lead. Epochs and generations grow with every change; when nobody is left who knows them, they begin anew at the
 leader's clock in seconds, which is more than what a group can have reached before.
+
+What is meant for another goes on where it is until that one has a copy of its state. Members say in the same way of
+which units they have one; how long a holder waits for that it measures itself.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,9 +23,22 @@ import msgpack
 
 from headrace.errors import CorruptError
 from headrace.log.api import Assign, Assignment, Lease
-from headrace.log.groups import NOBODY, GroupState, LeaseState, Member, acquired, assignment, targets
+from headrace.log.groups import (
+    NOBODY,
+    Copy,
+    GroupState,
+    LeaseState,
+    Member,
+    acquired,
+    due,
+    leases,
+    outgoing,
+    successors,
+    targets,
+    wanted_copies,
+)
 
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,20 +59,24 @@ class Claim:
     joined_ms: int
     """When it joined first; of two members with one id, the later one counts."""
     units: Sequence[str]
-    """What it can run."""
+    """What it can run; nothing if it retires."""
     held: Mapping[str, int] = field(default_factory=dict)
     """What it holds: epoch by unit."""
     known: Mapping[str, Known] = field(default_factory=dict)
     generation: int = 0
     """The last generation that it was part of, and who else was."""
     instances: Sequence[str] = ()
+    copied: Sequence[str] = ()
+    """Units of others of which it has a copy."""
+    standby_copies: int = 0
+    """How many members should have a copy of each unit, as it was told."""
 
     def encode(self) -> bytes:
         """Return the bytes that go to the leader."""
         known = {unit: [k.epoch, k.instance, k.member_id] for unit, k in self.known.items()}
         return msgpack.packb(  # type: ignore[no-any-return]
             [VERSION, self.member_id, self.joined_ms, list(self.units), dict(self.held), known, self.generation,
-             list(self.instances)]
+             list(self.instances), list(self.copied), self.standby_copies]
         )  # fmt: skip
 
     @classmethod
@@ -66,10 +86,10 @@ class Claim:
         Raises:
             CorruptError: it makes no sense, or another version wrote it.
         """
-        member_id, joined_ms, units, held, known, generation, instances = _unpacked(data, "claim")
+        member_id, joined_ms, units, held, known, generation, instances, *copies = _unpacked(data, "claim")
         return cls(
             member_id, joined_ms, units, held, {unit: Known(*fields) for unit, fields in known.items()}, generation,
-            instances,
+            instances, *copies,
         )  # fmt: skip
 
 
@@ -82,18 +102,24 @@ class Grant:
     leases: Mapping[str, int]
     """Epoch by unit."""
     revoked: Sequence[str]
-    """What of it is meant for another."""
+    """What of it is meant for another who is ready for it."""
     known: Mapping[str, Known]
     instances: Sequence[str]
     fenced: bool = False
     """True if a later member has its id."""
+    outgoing: Sequence[str] = ()
+    """What of it is meant for others."""
+    incoming: Sequence[str] = ()
+    """What others hold and is meant for it."""
+    copies: Sequence[str] = ()
+    """Units of others of which it should have a copy."""
 
     def encode(self) -> bytes:
         """Return the bytes that go to the member."""
         known = {unit: [k.epoch, k.instance, k.member_id] for unit, k in self.known.items()}
         return msgpack.packb(  # type: ignore[no-any-return]
             [VERSION, self.member_id, self.generation, dict(self.leases), list(self.revoked), known,
-             list(self.instances), self.fenced]
+             list(self.instances), self.fenced, list(self.outgoing), list(self.incoming), list(self.copies)]
         )  # fmt: skip
 
     @classmethod
@@ -103,14 +129,23 @@ class Grant:
         Raises:
             CorruptError: it makes no sense, or another version wrote it.
         """
-        member_id, generation, leases, revoked, known, instances, fenced = _unpacked(data, "grant")
+        member_id, generation, held, revoked, known, instances, fenced, *rest = _unpacked(data, "grant")
         of = {unit: Known(*fields) for unit, fields in known.items()}
-        return cls(member_id, generation, leases, revoked, of, instances, fenced)
+        return cls(member_id, generation, held, revoked, of, instances, fenced, *rest)
 
-    def assignment(self, released: frozenset[str] = frozenset()) -> Assignment:
-        """Return what the member should run, without what it has released since."""
-        leases = {unit: Lease(unit, epoch) for unit, epoch in sorted(self.leases.items()) if unit not in released}
-        return Assignment(self.generation, leases, frozenset(self.revoked) & leases.keys())
+    def assignment(self, released: Collection[str] = (), overdue: Collection[str] = ()) -> Assignment:
+        """Return what the member should run.
+
+        Args:
+            released: What it has released since.
+            overdue: What it has kept long enough for its next holder.
+        """
+        held = {unit: Lease(unit, epoch) for unit, epoch in sorted(self.leases.items()) if unit not in released}
+        going = frozenset(self.outgoing) & held.keys()
+        return Assignment(
+            self.generation, held, going.intersection([*overdue, *self.revoked]), going, frozenset(self.incoming),
+            frozenset(self.copies),
+        )  # fmt: skip
 
 
 def grants(claims: Mapping[str, Claim], assign: Assign, now_s: int) -> dict[str, Grant]:
@@ -136,18 +171,27 @@ def grants(claims: Mapping[str, Claim], assign: Assign, now_s: int) -> dict[str,
 
     known = _known(claims)
     base = max((k.epoch for k in known.values()), default=now_s)
-    leases = {}
+    units = {}
     for unit in sorted({unit for claim in claims.values() for unit in claim.units} | known.keys()):
         k = known.get(unit, Known(base, "", ""))
         holds = k.instance in alive and claims[k.instance].held.get(unit) == k.epoch
         token = tokens.get(k.instance, strangers)
-        leases[unit] = LeaseState(unit, k.epoch, token if holds else NOBODY, token, k.member_id)
+        units[unit] = LeaseState(unit, k.epoch, token if holds else NOBODY, token, k.member_id)
     members = {tokens[i]: Member(tokens[i], claims[i].member_id, 0, 0, frozenset(claims[i].units)) for i in alive}
-    state = GroupState(generation, members, leases)
+    copies = frozenset(Copy(unit, tokens[i]) for i in alive for unit in claims[i].copied)
+    state = GroupState(generation, members, units, copies)
     chosen = targets(state, assign)
     for instance in alive:
         state = acquired(state, tokens[instance], chosen)
+    return _told(claims, state, tokens, alive, assign)
 
+
+def _told(
+    claims: Mapping[str, Claim], state: GroupState, tokens: Mapping[str, int], alive: Sequence[str], assign: Assign
+) -> dict[str, Grant]:
+    """Return what to tell each member of what was decided."""
+    chosen = targets(state, assign)
+    following = {n: successors(state, assign, n) for n in {claims[instance].standby_copies for instance in alive} if n}
     instances = {token: instance for instance, token in tokens.items()}
     after = {
         lease.unit: Known(lease.epoch, instances.get(lease.last_token, ""), lease.last_member)
@@ -157,11 +201,18 @@ def grants(claims: Mapping[str, Claim], assign: Assign, now_s: int) -> dict[str,
     told = {}
     for instance, claim in claims.items():
         if instance not in alive:
-            told[instance] = Grant(claim.member_id, generation, {}, (), after, alive, fenced=True)
+            told[instance] = Grant(claim.member_id, state.generation, {}, (), after, alive, fenced=True)
             continue
-        got = assignment(state, tokens[instance], chosen)
-        epochs = {unit: lease.epoch for unit, lease in got.leases.items()}
-        told[instance] = Grant(claim.member_id, generation, epochs, sorted(got.revoked), after, alive)
+        token = tokens[instance]
+        going = outgoing(state, token, chosen)
+        # Nobody waits here: only what another is ready for goes now.
+        ready = due(state, chosen, dict.fromkeys(going, 0), 0, 1)
+        told[instance] = Grant(
+            claim.member_id, state.generation, {unit: lease.epoch for unit, lease in leases(state, token).items()},
+            sorted(ready), after, alive, outgoing=sorted(going),
+            incoming=sorted(wanted_copies(state, token, chosen, {})),
+            copies=sorted(wanted_copies(state, token, chosen, following.get(claim.standby_copies, {}))),
+        )  # fmt: skip
     return told
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from concurrent.futures import wait as wait_for_all
 
 from headrace.clock import Clock
@@ -58,6 +59,10 @@ class KafkaLog:
         """Create a topic, or return it if it exists with that many partitions."""
         return self._connection.call(self._topics.create(name, partitions, config))
 
+    def grow_topic(self, name: str, partitions: int) -> TopicInfo:
+        """Give a topic more partitions, which are empty."""
+        return self._connection.call(self._topics.grow(name, partitions))
+
     def delete_topic(self, name: str) -> None:
         """Delete a topic and its records."""
         self._connection.call(self._topics.delete(name))
@@ -85,6 +90,12 @@ class KafkaLog:
     def flush(self) -> None:
         """Return once everything that was appended or sent here is acknowledged by all replicas in sync."""
         self._sender.flush()
+
+    def flush_before(self, offsets: Mapping[TopicPartition, int]) -> None:
+        """Check that the partitions exist: what a reader has seen is on all replicas in sync already."""
+        for partition in offsets:
+            if not self._topics.knows(partition):
+                self._connection.call(self._topics.check(partition))
 
     def reader(self, partition: TopicPartition, offset: int) -> Reader:
         """Read ``partition`` from ``offset`` on."""

@@ -3,6 +3,9 @@
 A task in the client's thread joins, keeps the membership alive and joins again when the group changes, all beside the
 tasks of the worker, which a rebalance does not stop. It says that the member lives only as long as the worker says so
 (``heartbeat`` or ``poll``), so that a process that hangs loses its units.
+
+That it has a copy of a unit is for the leader, too. It costs a rebalance, which stops nobody, only if the unit is
+about to come here, and several copies go into one. Of all other copies it speaks when it joins again anyway.
 """
 
 from __future__ import annotations
@@ -29,6 +32,7 @@ from aiokafka.protocol.group import HeartbeatRequest, JoinGroupRequest, LeaveGro
 from headrace.clock import Clock
 from headrace.errors import FencedError, HeadraceError, RetriableError
 from headrace.log.api import Assign, Assignment, Committed, Lease
+from headrace.log.groups import waited
 from headrace.log.kafka.connection import Connection, check_code
 from headrace.log.kafka.coordinator import coordinator
 from headrace.log.kafka.leading import Claim, Grant, grants
@@ -42,7 +46,7 @@ _GROUP_CONNECTION = "group"
 _BEAT_S = 0.1
 """Heartbeats are sent no more often."""
 _TOGETHER_S = 0.3
-"""How long a release waits for others to go with it into one rebalance."""
+"""How long news wait for others to go with them into one rebalance."""
 _FENCED_INSTANCE = 82
 _LONGEST_REBALANCE_MS = 30_000
 _COMMIT_S = 20
@@ -54,6 +58,8 @@ class _Has(NamedTuple):
     grant: Grant
     released: frozenset[str]
     """What was released and not told to the leader yet."""
+    copied: frozenset[str] = frozenset()
+    """Of what it has a copy that it should have."""
 
 
 class KafkaMembership:
@@ -62,6 +68,7 @@ class KafkaMembership:
     def __init__(
         self, group: str, connection: Connection, clock: Clock, member_id: str,
         units: Mapping[str, Sequence[TopicPartition]], assign: Assign, session_timeout_ms: int,
+        handoff_timeout_ms: int = 0, standby_copies: int = 0,
     ) -> None:  # fmt: skip
         self.member_id = member_id
         self._group = group
@@ -70,6 +77,10 @@ class KafkaMembership:
         self._units = units
         self._assign = assign
         self._timeout_ms = session_timeout_ms
+        self._handoff_timeout_ms = handoff_timeout_ms
+        self._standby_copies = standby_copies
+        self._waited: dict[str, int] = {}
+        """Since when what is to go waits for its next holder."""
         self._joined_ms = clock.now_ms()
         self._instance_id = connection.options.instance_id or None
         # What follows belongs to the client's thread, but for reading.
@@ -78,8 +89,8 @@ class KafkaMembership:
         self._generation = -1
         """Kafka's, which grows with every rebalance."""
         self._has = _Has(Grant(member_id, 0, {}, (), {}, ()), frozenset())
-        self._release_due: float | None = None
-        self._fenced = self._left = False
+        self._rejoin_due: float | None = None
+        self._fenced = self._left = self._retired = False
         self._failure: HeadraceError | None = None
         self._node: int | None = None
         self._beat = asyncio.Event()
@@ -100,12 +111,28 @@ class KafkaMembership:
         self._check()
         self._connection.soon(self._beat.set)
         has = self._has
-        return has.grant.assignment(has.released)
+        now_ms = self._clock.monotonic_ms()
+        self._waited = waited(self._waited, set(has.grant.outgoing) - has.released, now_ms)
+        overdue = {unit for unit, since_ms in self._waited.items() if now_ms - since_ms >= self._handoff_timeout_ms}
+        return has.grant.assignment(has.released, overdue)
 
     def release(self, unit: str) -> None:
         """Give up a unit; the group learns of it in a rebalance. Idempotent."""
         if not self._left:
             self._connection.call(self._release(unit))
+
+    def retire(self) -> None:
+        """Get nothing more, so that the others make ready for what this member holds; idempotent.
+
+        That holds for a static member as well: what it has goes to others before it is gone.
+        """
+        if not self._left:
+            self._connection.soon(self._retire)
+
+    def copied(self, unit: str) -> None:
+        """Say that this member has a copy of what the last checkpoint of a unit consists of; idempotent."""
+        if not self._left:
+            self._connection.soon(self._copied, unit)
 
     def commit(self, lease: Lease, offsets: Mapping[TopicPartition, Committed]) -> None:
         """Record positions for lag and tools."""
@@ -125,15 +152,29 @@ class KafkaMembership:
     # --- in the client's thread
 
     async def _release(self, unit: str) -> None:
-        grant, released = self._has
-        if unit in grant.leases and unit not in released:
-            released |= {unit}
-            self._has = _Has(grant, released)
-            now = self._connection.loop.time()
-            self._release_due = self._release_due or now + _TOGETHER_S
-            if set(grant.revoked) <= released:
-                self._release_due = now
-            self._beat.set()
+        has = self._has
+        if unit in has.grant.leases and unit not in has.released:
+            released = has.released | {unit}
+            self._has = has._replace(released=released)
+            self._rejoin_soon(at_once=set(has.grant.outgoing) <= released)
+
+    def _retire(self) -> None:
+        if not self._retired:
+            self._retired = True
+            self._rejoin_soon(at_once=True)
+
+    def _copied(self, unit: str) -> None:
+        has = self._has
+        if unit in has.grant.copies and unit not in has.copied:
+            copied = has.copied | {unit}
+            self._has = has._replace(copied=copied)
+            if unit in has.grant.incoming:
+                self._rejoin_soon(at_once=set(has.grant.incoming) <= copied)
+
+    def _rejoin_soon(self, *, at_once: bool) -> None:
+        now = self._connection.loop.time()
+        self._rejoin_due = now if at_once else self._rejoin_due or now + _TOGETHER_S
+        self._beat.set()
 
     async def _leave(self) -> None:
         await self._stop()
@@ -188,11 +229,11 @@ class KafkaMembership:
         """Keep the membership; return whether to join again."""
         loop = self._connection.loop
         while True:
-            due = self._release_due
+            due = self._rejoin_due
             wait = self._timeout_ms / 1000 if due is None else max(due - loop.time(), 0)
             if not await self._told(wait) and due is None:
                 continue  # the worker is silent, and so is its member
-            if self._release_due is not None and loop.time() >= self._release_due:
+            if self._rejoin_due is not None and loop.time() >= self._rejoin_due:
                 return True
             self._beat.clear()
             if loop.time() - self._beaten >= _BEAT_S:
@@ -211,14 +252,16 @@ class KafkaMembership:
         return self._beat.is_set()
 
     async def _join(self) -> None:
-        grant, told = self._has
-        held = {unit: epoch for unit, epoch in grant.leases.items() if unit not in told}
+        told, retires = self._has, self._retired
+        grant = told.grant
+        held = {unit: epoch for unit, epoch in grant.leases.items() if unit not in told.released}
         claim = Claim(
-            self.member_id, self._joined_ms, list(self._units), held, grant.known, grant.generation, grant.instances
-        )
+            self.member_id, self._joined_ms, [] if retires else list(self._units), held, grant.known, grant.generation,
+            grant.instances, sorted(told.copied), self._standby_copies,
+        )  # fmt: skip
         topics = sorted({partition.topic for partitions in self._units.values() for partition in partitions})
         metadata = ConsumerProtocolMemberMetadata(0, topics, claim.encode()).encode()
-        self._release_due = None
+        self._rejoin_due = None
         response = await self._ask(
             JoinGroupRequest(
                 self._group, self._timeout_ms, min(self._timeout_ms, _LONGEST_REBALANCE_MS), self._instance,
@@ -235,11 +278,13 @@ class KafkaMembership:
         )
         self._check_code(sync.error_code)
         got = Grant.decode(ConsumerProtocolMemberAssignment.decode(sync.member_assignment).user_data)
-        # What was released while the group settled is still ours as the leader sees it, and must be told again.
-        since = (self._has.released - told) & got.leases.keys()
-        self._has = _Has(got, frozenset(since))
-        if since:
-            self._release_due = self._connection.loop.time()
+        # What happened while the group settled is news to the leader; what was released is still ours as it sees it.
+        now = self._has
+        released = (now.released - told.released) & got.leases.keys()
+        copied = now.copied.intersection(got.copies)
+        self._has = _Has(got, frozenset(released), copied)
+        if released or self._retired != retires or (copied - told.copied).intersection(got.incoming):
+            self._rejoin_soon(at_once=True)
         if got.fenced:
             self._fenced = True
 
@@ -311,8 +356,8 @@ class KafkaMembership:
             )
 
     def _check_lease(self, lease: Lease) -> None:
-        grant, released = self._has
-        if lease.unit in released or grant.leases.get(lease.unit) != lease.epoch:
+        has = self._has
+        if lease.unit in has.released or has.grant.leases.get(lease.unit) != lease.epoch:
             raise FencedError(
                 f"unit {lease.unit} of group {self._group} is no longer held under epoch {lease.epoch}",
                 remedy="Drop the task; its new owner continues from its last checkpoint",

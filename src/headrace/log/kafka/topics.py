@@ -14,12 +14,17 @@ from aiokafka.errors import (
     TopicAlreadyExistsError,
     UnknownTopicOrPartitionError,
 )
-from aiokafka.protocol.admin import CreateTopicsRequest, DeleteTopicsRequest, DescribeConfigsRequest
+from aiokafka.protocol.admin import (
+    CreatePartitionsRequest,
+    CreateTopicsRequest,
+    DeleteTopicsRequest,
+    DescribeConfigsRequest,
+)
 
 from headrace.errors import InvalidError
 from headrace.log.api import TopicConfig, TopicInfo
 from headrace.log.kafka.connection import Connection, check_code
-from headrace.log.names import check_new_topic, check_same_partitions, no_such_partition, no_such_topic
+from headrace.log.names import check_growth, check_new_topic, check_same_partitions, no_such_partition, no_such_topic
 from headrace.record import TopicPartition
 
 LEAST_SEGMENT_BYTES = 1024 * 1024
@@ -92,21 +97,7 @@ class Topics:
         if await self.count(name) is None:
             own = {_FAR_FUTURE: to_kafka(TopicConfig())[_FAR_FUTURE]} if config is None else to_kafka(config)
             await self._create(name, partitions, own)
-        self.forget(name)
-
-        async def there() -> int:
-            count = await self.count(name)
-            if count is None:
-                raise LeaderNotAvailableError(name)
-            leader = self._connection.client.cluster.leader_for_partition
-            if any(leader(TopicPartition(name, number)) in (None, -1) for number in range(count)):
-                self.forget(name)
-                raise LeaderNotAvailableError(name)
-            return count
-
-        count = await self._connection.attempts(there)
-        existing = TopicInfo(name, count, (await self._configs([name]))[name])
-        return check_same_partitions(existing, partitions)
+        return check_same_partitions(await self._there(name), partitions)
 
     async def _create(self, name: str, partitions: int, config: dict[str, str]) -> None:
         replication = self._connection.options.replication or await self._default_replication()
@@ -138,6 +129,39 @@ class Topics:
             raise InvalidError(
                 f"topic {name} cannot be created: {error}", remedy="Look at HEADRACE_KAFKA_REPLICATION"
             ) from error
+
+    async def grow(self, name: str, partitions: int) -> TopicInfo:
+        """Give a topic more partitions, and wait until they are there."""
+        self.forget(name)
+        before = await self.count(name)
+        if before is None:
+            raise no_such_topic(name)
+        check_growth(TopicInfo(name, before), partitions)
+        if before < partitions:
+            request = CreatePartitionsRequest([(name, (partitions, None))], _TIMEOUT_MS, validate_only=False)
+
+            async def attempt() -> None:
+                code, told = (await self._to_controller(request)).topic_errors[0][1:3]
+                check_code(code, told or "")
+
+            await self._connection.attempts(attempt)
+        return await self._there(name, partitions)
+
+    async def _there(self, name: str, least: int = 1) -> TopicInfo:
+        """Wait until a topic has so many partitions, and every one of them a leader."""
+
+        async def there() -> int:
+            self.forget(name)
+            count = await self.count(name)
+            leader = self._connection.client.cluster.leader_for_partition
+            found = (leader(TopicPartition(name, number)) for number in range(count or 0))
+            if count is None or count < least or any(node in (None, -1) for node in found):
+                self.forget(name)
+                raise LeaderNotAvailableError(name)
+            return count
+
+        count = await self._connection.attempts(there)
+        return TopicInfo(name, count, (await self._configs([name]))[name])
 
     async def delete(self, name: str) -> None:
         """Delete a topic and its records, and wait until it is gone."""

@@ -91,3 +91,14 @@ class ObjectsContract:
         opened.delete(["t/a", "t/nothing", "t/c"])
         opened.delete([])
         assert list(opened.list("t")) == ["t/b"]
+
+    def test_names_end_with_their_last_object(self, opened: Objects) -> None:
+        """A directory may stay; nobody learns of it."""
+        opened.create("t/a/b/one", b"")
+        opened.create("t/c/two", b"")
+        opened.delete(["t/a/b/one"])
+        assert opened.names("t") == ["c"]
+        opened.delete(["t/c/two"])
+        assert opened.names("t") == opened.names("") == []
+        assert opened.create("t/a/b/one", b"")
+        assert opened.names("t") == ["a"]

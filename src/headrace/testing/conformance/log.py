@@ -85,6 +85,30 @@ class TopicContract(LogFixtures):
         with pytest.raises(InvalidError):
             log.create_topic("none", partitions)
 
+    def test_a_topic_grows(self, log: Log, other: Log) -> None:
+        """It keeps its records and its configuration, and everybody sees the new partitions, which are empty."""
+        log.create_topic("growing", 2, TopicConfig(retention_ms=5000))
+        first, third = TopicPartition("growing", 0), TopicPartition("growing", 2)
+        log.append(first, make_batch([b"x"]))
+        reader = log.reader(first, 0)
+        grown = other.grow_topic("growing", 4)
+        assert (grown.partitions, grown.config.retention_ms) == (4, 5000)
+        assert log.topics()["growing"] == grown
+        assert (log.start_offset(third), log.end_offset(third)) == (0, 0)
+        assert log.append(third, make_batch([b"z"])) == 0
+        log.append(first, make_batch([b"y"]))
+        assert values_of(read_all(other.reader(third, 0))) == [b"z"]
+        assert values_of(read_all(reader)) == [b"x", b"y"]
+        reader.close()
+
+    def test_a_topic_does_not_shrink(self, log: Log) -> None:
+        """Fewer partitions are refused, as many are nothing new, and there must be a topic."""
+        with pytest.raises(InvalidError, match="cannot shrink to 1"):
+            log.grow_topic("payments", 1)
+        assert log.grow_topic("payments", 2) == log.topics()["payments"]
+        with pytest.raises(NotFoundError):
+            log.grow_topic("nothing", 2)
+
     def test_a_deleted_topic_is_gone(self, log: Log, other: Log) -> None:
         """Deleting removes the topic for everybody."""
         log.append(PART, make_batch([b"x"]))
@@ -275,6 +299,17 @@ class RecordContract(LogFixtures):
         log.flush()
         log.flush()
         assert log.end_offset(PART) == 1
+
+    def test_what_was_read_is_made_durable(self, log: Log) -> None:
+        """It does not matter who appended it, nor whether it was done before; a partition must exist."""
+        log.append(PART, make_batch([b"a", b"b"]))
+        log.flush_before({PART: 1})
+        log.flush_before({PART: 2})
+        log.flush_before({PART: 2})
+        log.flush_before({})
+        assert log.end_offset(PART) == 2
+        with pytest.raises(NotFoundError):
+            log.flush_before({TopicPartition("nowhere", 0): 0})
 
     def test_offsets_are_found_by_time(self, log: Log) -> None:
         """The first record that is not older, or the end; control batches have no time."""

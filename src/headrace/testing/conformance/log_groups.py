@@ -64,6 +64,72 @@ class GroupContract(LogFixtures):
         assert two.poll().leases == {staying: Lease(staying, epoch + 1), moving: Lease(moving, epoch + 1)}
         two.leave()
 
+    def test_a_unit_stays_until_its_next_holder_has_a_copy(self, log: Log, other: Log, clock: StillClock) -> None:
+        """With a time for hand-offs, a unit moves when its state is there already, or when that time is over."""
+        units = {unit: UNITS[unit] for unit in ("a", "b")}
+        group = log.group("g")
+        one = group.join("m1", units, assign_evenly, session_timeout_ms=TIMEOUT_MS, handoff_timeout_ms=TIMEOUT_MS)
+        assert one.poll().leases.keys() == units.keys()
+        two = self.join(other, "m2")
+        asked = one.poll()
+        assert asked.revoked == frozenset()
+        (moving,) = asked.outgoing
+        coming = two.poll()
+        assert coming.incoming == coming.copies == {moving}
+        two.copied(moving)
+        two.copied(moving)
+        assert one.poll().revoked == {moving}
+        two.leave()
+        assert one.poll().outgoing == frozenset()
+        three = self.join(other, "m3")
+        asked = one.poll()
+        assert asked.outgoing
+        assert asked.revoked == frozenset()
+        self.pass_time(clock, TIMEOUT_MS - 1)
+        three.heartbeat()
+        assert one.poll().revoked == frozenset()
+        self.pass_time(clock, 1)
+        assert one.poll().revoked == asked.outgoing
+        three.leave()
+        one.leave()
+
+    def test_a_member_that_retires_gets_nothing_more(self, log: Log, other: Log) -> None:
+        """What it holds is meant for others, and what it releases does not come back."""
+        one = self.join(log, "m1")
+        one.poll()
+        one.retire()
+        assert one.poll().revoked == {"a", "b"}, "there is nobody to wait for"
+        two = self.join(other, "m2")
+        assert two.poll().incoming == {"a", "b"}
+        one.retire()
+        one.release("a")
+        assert one.poll().leases.keys() == {"b"}
+        assert two.poll().leases.keys() == {"a"}
+        one.leave()
+        assert two.poll().leases.keys() == {"a", "b"}
+        two.leave()
+
+    def test_the_one_who_would_take_over_keeps_a_copy(self, log: Log, other: Log) -> None:
+        """With standby copies, it is the member that gets the unit when its holder goes."""
+        group = log.group("g")
+        members = [
+            group.join(name, UNITS, assign_evenly, session_timeout_ms=TIMEOUT_MS, standby_copies=1)
+            for name in ("m1", "m2", "m3")
+        ]
+        for _ in range(3):
+            for member in members:
+                for unit in member.poll().revoked:
+                    member.release(unit)
+        first, *rest = members
+        lost = first.poll().leases.keys()
+        assert lost
+        copies = {member.member_id: member.poll().copies for member in rest}
+        first.leave()
+        for member in rest:
+            assert member.poll().leases.keys() & lost == copies[member.member_id] & lost
+        for member in rest:
+            member.leave()
+
     def test_leaving_frees_everything(self, log: Log, other: Log) -> None:
         """What a member held goes to the others under a new epoch."""
         one = self.join(log, "m1")

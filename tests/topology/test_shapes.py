@@ -6,8 +6,8 @@ import msgspec
 import pytest
 
 from headrace import TopologyError
-from headrace.runtime.shapes import carry_over
 from headrace.serde.schema import schema_of
+from headrace.topology.shapes import carry_over
 
 
 class Order(msgspec.Struct):

@@ -42,7 +42,7 @@ def carry_over(
     shapes = dict(wanted)
     for step in [step for step in wanted if step in kept]:
         try:
-            shapes[step] = _step(task, step, kept[step], wanted[step])
+            shapes[step] = followed(f"step {step!r} of task {task}", kept[step], wanted[step])
         except TopologyError as error:
             if lines is None:
                 raise
@@ -50,20 +50,33 @@ def carry_over(
     return shapes
 
 
-def _step(task: str, step: str, kept: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
-    where = f"step {step!r} of task {task}"
+def followed(where: str, kept: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the shape that is kept of one step that had another one.
+
+    Args:
+        where: Names the step in messages.
+        kept: Its shape in the last checkpoint.
+        wanted: That of the step as it is now.
+
+    Raises:
+        TopologyError: its stored state cannot follow the change.
+
+    Example:
+        >>> followed("step 'spend'", {"size_ms": 60_000}, {"size_ms": 60_000})
+        {'size_ms': 60000}
+    """
     if "states" in kept and "states" in wanted:
         return _states(where, kept, wanted)
     if all(isinstance(shape, dict) and "version" in shape for shape in (kept, wanted)):
         return _versioned(where, kept, wanted)
     changed = sorted(name for name in {*wanted, *kept} if not _follows(kept.get(name), wanted.get(name)))
     if changed:
-        details = [detail for name in changed for detail in _details(kept.get(name), wanted.get(name))]
+        details = [detail for name in changed for detail in _named_details(name, kept.get(name), wanted.get(name))]
         raise TopologyError(
             f"{where} was changed in a way its stored state cannot follow: "
             f"{', '.join(changed)} {'is' if len(changed) == 1 else 'are'} different"
             + (f" ({'; '.join(dict.fromkeys(details))})" if details else ""),
-            remedy="Give the step a new name= to begin with empty state, or take the change back",
+            remedy="Take the change back, or let the step begin with empty state: headrace run --allow-reset STEP",
         )
     return {name: _part(f"{name} of {where}", kept[name], part) for name, part in wanted.items()}
 
@@ -141,9 +154,30 @@ def _versioned(where: str, kept: Mapping[str, Any], wanted: Mapping[str, Any]) -
     return {**carried, "written": [*now, wanted.get("type")]} if now else carried
 
 
+def migrates(kept: Any, wanted: Any) -> bool:
+    """Return whether stored values of a step, or of a part of it, have to be brought to a higher version.
+
+    Example:
+        >>> migrates({"states": {"total": {"version": 1}}}, {"states": {"total": {"version": 2}}})
+        True
+    """
+    if not isinstance(kept, dict) or not isinstance(wanted, dict):
+        return False
+    if isinstance(kept.get("version"), int) and isinstance(wanted.get("version"), int):
+        return bool(kept["version"] < wanted["version"])
+    return any(migrates(part, wanted.get(name)) for name, part in kept.items())
+
+
 def _changes(before: Any, after: Any) -> list[str]:
     """Say what stored values cannot follow: what cannot be read, and what would be read and lost."""
     return [*unreadable(before, after), *_lost(before, after)]
+
+
+def _named_details(name: str, before: Any, after: Any) -> list[str]:
+    """Say what is different in one part of a shape."""
+    if all(isinstance(part, str | int | float) for part in (before, after)):
+        return [f"{name} was {before} and is {after}"]
+    return _details(before, after)
 
 
 def _details(before: Any, after: Any) -> list[str]:

@@ -1,0 +1,282 @@
+"""``headrace simulate``: a topology in a world where everything goes wrong."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import dataclass, replace
+from multiprocessing import get_context
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import msgspec
+import typer
+
+from headrace.cli.failures import load
+from headrace.cli.options import GuaranteeOption, load_settings
+from headrace.cli.output import duration, note, show_table
+from headrace.cli.progress import progress_bar
+from headrace.clock import Clock, SystemClock
+from headrace.errors import NotFoundError, SettingsError
+
+if TYPE_CHECKING:
+    from headrace.testing.simulation.api import Simulator
+    from headrace.testing.simulation.result import SimulationResult, Statistics
+    from headrace.testing.simulation.shrink import Shrunk
+
+_RECORDS = 100
+_WORKERS = 3
+_PLAIN_EVERY_MS = 10_000
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What every process that simulates is told."""
+
+    module: str
+    inputs: tuple[tuple[str, str], ...]
+    records: int
+    workers: int
+    partitions: int
+    only: tuple[str, ...] | None
+    guarantee: str
+
+
+def simulate(
+    module: Annotated[str, typer.Argument(metavar="MODULE[:NAME]", help="Where the topology is, as for import.")],
+    seeds: Annotated[int, typer.Option(min=1, metavar="N", help="How many seeds to run.")] = 100,
+    first_seed: Annotated[int, typer.Option(min=0, metavar="SEED", help="The first of them.")] = 0,
+    seed: Annotated[
+        int | None, typer.Option(min=0, metavar="SEED", help="Run this one seed and show its trace.")
+    ] = None,
+    workers: Annotated[
+        int, typer.Option(min=1, max=26, metavar="N", help="The most workers that a run has.")
+    ] = _WORKERS,
+    partitions: Annotated[int, typer.Option(min=1, metavar="N", help="Partitions of the topics it reads.")] = 3,
+    records: Annotated[
+        int, typer.Option(min=1, metavar="N", help="The most records that come to each topic.")
+    ] = _RECORDS,
+    inputs: Annotated[
+        list[str] | None,
+        typer.Option("--input", metavar="TOPIC=FILE", help="Lines of JSON for a topic; once for each topic."),
+    ] = None,
+    jobs: Annotated[int, typer.Option(min=1, metavar="N", help="Processes that share the seeds.")] = 1,
+    only: Annotated[
+        str | None,
+        typer.Option(metavar="FAULT,...", help="Let only these faults strike, by the names that a failure shows."),
+    ] = None,
+    guarantee: GuaranteeOption = None,
+) -> None:
+    """Run a topology through simulated failures and check it.
+
+    Nothing may be lost or counted twice, whatever fails and whenever.
+
+    Workers, checkpoints and groups are the real ones; time, disks, network and crashes are simulated and follow from
+    the seed, so that what fails once fails again. Outputs and state are compared with those of undisturbed runs.
+
+    Values come from --input, from a function simulation_input(random) in the module that returns values by topic, or
+    are made from the types of the sources.
+
+    \b
+    headrace simulate topologies.card_spend --seeds 1000 --jobs 4
+    headrace simulate topologies.card_spend --seed 42
+    """
+    settings = load_settings(guarantee=guarantee)
+    load(module)
+    wanted = Wanted(
+        module, tuple(map(_parsed, inputs or ())), records, workers, partitions,
+        None if only is None else tuple(filter(None, only.split(","))), settings.guarantee,
+    )  # fmt: skip
+    simulator = make_simulator(wanted)
+    clock = SystemClock()
+    begun_ms = clock.monotonic_ms()
+    chosen = [seed] if seed is not None else range(first_seed, first_seed + seeds)
+    failed, total, done = _run_all(simulator, wanted, chosen, jobs, clock)
+    _show(load(module).name, total, done, len(failed), clock.monotonic_ms() - begun_ms)
+    if seed is not None and not failed:
+        print("\n".join(simulator.run(seed).trace))
+    if failed:
+        _explain(simulator, wanted, failed[0])
+        raise typer.Exit(1)
+
+
+def make_simulator(wanted: Wanted) -> Simulator:
+    """Make what runs the seeds.
+
+    Raises:
+        InvalidError: there is no input.
+    """
+    from headrace.testing.simulation.api import Simulator
+    from headrace.testing.simulation.runs import Simulation
+
+    simulation = Simulation(workers=wanted.workers, partitions=wanted.partitions, only=wanted.only)
+    return Simulator(load(wanted.module), _inputs(wanted), simulation=simulation, guarantee=wanted.guarantee)
+
+
+def run_seeds(wanted: Wanted, seeds: Sequence[int]) -> tuple[list[SimulationResult], Statistics]:
+    """Run seeds in a process of their own; return what failed, and what happened in all of them."""
+    return _run_here(make_simulator(wanted), seeds, lambda: None)
+
+
+def _run_here(
+    simulator: Simulator, seeds: Sequence[int], on_seed: Callable[[], None]
+) -> tuple[list[SimulationResult], Statistics]:
+    from headrace.testing.simulation.result import Statistics
+
+    total, failed = Statistics(), []
+    for seed in seeds:
+        result = simulator.run(seed)
+        total += result.statistics
+        if not result.ok:
+            failed.append(replace(result, outputs={}))
+        on_seed()
+    return failed, total
+
+
+def _run_all(
+    simulator: Simulator, wanted: Wanted, seeds: Sequence[int], jobs: int, clock: Clock
+) -> tuple[list[SimulationResult], Statistics, int]:
+    """Run all seeds, up to the first that fails."""
+    from headrace.testing.simulation.result import Statistics
+
+    total, failed, done = Statistics(), list[Any](), 0
+    told = _Progress(clock, len(seeds))
+    with told:
+        for some_failed, statistics, count in _results(simulator, wanted, seeds, jobs):
+            done += count
+            failed += some_failed
+            total += statistics
+            told.update(done)
+            if failed:
+                break
+    return sorted(failed, key=lambda result: result.seed), total, done
+
+
+def _results(
+    simulator: Simulator, wanted: Wanted, seeds: Sequence[int], jobs: int
+) -> Iterator[tuple[list[SimulationResult], Statistics, int]]:
+    if jobs == 1 or len(seeds) == 1:
+        for seed in seeds:
+            yield *_run_here(simulator, [seed], lambda: None), 1
+        return
+    from headrace.testing.simulation.api import SEEDS_PER_INPUT
+
+    parts = [seeds[start : start + SEEDS_PER_INPUT] for start in range(0, len(seeds), SEEDS_PER_INPUT)]
+    with ProcessPoolExecutor(min(jobs, len(parts)), mp_context=get_context("spawn")) as pool:
+        running: dict[Future[Any], int] = {pool.submit(run_seeds, wanted, part): len(part) for part in parts}
+        try:
+            while running:
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    yield *future.result(), running.pop(future)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+class _Progress:
+    """A bar on a terminal, a line now and then elsewhere."""
+
+    def __init__(self, clock: Clock, seeds: int) -> None:
+        self._clock = clock
+        self._seeds = seeds
+        self._told_ms = clock.monotonic_ms()
+        self._bar = progress_bar() if sys.stderr.isatty() else None
+        self._task = None if self._bar is None else self._bar.add_task("simulating", total=seeds, told="")
+
+    def __enter__(self) -> None:
+        if self._bar is not None:
+            self._bar.start()
+
+    def __exit__(self, *error: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def update(self, done: int) -> None:
+        """Show how many seeds are done."""
+        now_ms = self._clock.monotonic_ms()
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, completed=done, told="seeds")
+            self._bar.refresh()
+        elif now_ms - self._told_ms >= _PLAIN_EVERY_MS:
+            self._told_ms = now_ms
+            note(f"simulating: {done:,} of {self._seeds:,} seeds")
+
+
+def _show(name: str, total: Statistics, seeds: int, failed: int, elapsed_ms: int) -> None:
+    faults = total.faults
+    crashes = sum(count for kind, count in faults.items() if "crash" in kind) + faults["power"]
+    timed = faults["pause"] + faults["silence"]
+    others = faults.total() - crashes - timed - faults["drain"]
+    rows = [
+        ("seeds", f"{seeds:,}"),
+        ("seeds that failed", f"{failed:,}"),
+        ("virtual time", f"{total.virtual_ms / 3_600_000:,.1f} h"),
+        ("workers started", f"{total.lives:,}"),
+        ("crashes", f"{crashes:,}"),
+        ("losses of power", f"{faults['power']:,}, with {total.lost:,} records"),
+        ("pauses and silences", f"{timed:,}"),
+        ("drains", f"{faults['drain']:,}"),
+        ("other faults", f"{others:,}"),
+        ("checkpoints", f"{total.checkpoints:,}"),
+        ("records in", f"{total.records:,}"),
+        ("records out", f"{total.outputs:,}, {total.repeats:,} of them repeats"),
+        ("took", duration(elapsed_ms)),
+    ]
+    show_table(f"simulation of {name}", ["what", "how much"], rows, right=["how much"])
+
+
+def _explain(simulator: Simulator, wanted: Wanted, failed: SimulationResult) -> None:
+    from headrace.testing.simulation.api import explain
+
+    note(f"seed {failed.seed} failed; looking for the shortest way to it")
+    shrunk = simulator.shrink(failed)
+    print()
+    print(explain(failed, shrunk, _command(wanted, shrunk)))
+
+
+def _command(wanted: Wanted, shrunk: Shrunk) -> str:
+    parts = [f"headrace simulate {wanted.module} --seed {shrunk.result.seed}"]
+    parts += [f"--input {topic}={file}" for topic, file in wanted.inputs]
+    if wanted.partitions != 3:
+        parts.append(f"--partitions {wanted.partitions}")
+    if wanted.guarantee != "at-least-once":
+        parts.append(f"--guarantee {wanted.guarantee}")
+    parts.append(f"--workers {shrunk.attempt.workers} --records {shrunk.attempt.records}")
+    parts.append(f"--only '{','.join(shrunk.attempt.faults)}'")
+    return " ".join(parts)
+
+
+def _parsed(given: str) -> tuple[str, str]:
+    topic, equals, file = given.partition("=")
+    if not equals or not topic or not file:
+        raise SettingsError(f"--input must be TOPIC=FILE, not {given!r}")
+    if not Path(file).is_file():
+        raise NotFoundError(f"there is no file {file!r} for topic {topic!r}")
+    return topic, file
+
+
+def _inputs(wanted: Wanted) -> Any:
+    """Return the input, or what makes it."""
+    from headrace.testing.simulation.generated import check_typed, generated
+
+    graph = load(wanted.module).graph()
+    if wanted.inputs:
+        return {topic: _values(file)[: wanted.records] for topic, file in wanted.inputs}
+    made = getattr(importlib.import_module(wanted.module.partition(":")[0]), "simulation_input", None)
+    if made is not None:
+
+        def from_module(random: Any) -> Mapping[str, list[Any]]:
+            return {topic: list(values)[: wanted.records] for topic, values in made(random).items()}
+
+        return from_module
+    check_typed(graph)
+    return lambda random: generated(graph, random, wanted.records)
+
+
+def _values(file: str) -> list[Any]:
+    lines = Path(file).read_bytes().splitlines()
+    try:
+        return [msgspec.json.decode(line) for line in lines if line.strip()]
+    except msgspec.DecodeError as error:
+        raise SettingsError(f"{file} does not hold lines of JSON: {error}") from error
