@@ -63,9 +63,9 @@ class TestKafka(LogContract):
     def another_log(self, log, directory, clock):
         return KafkaLog(f"kafka://{self.address}", clock=clock)
 
-    def join(self, log, member_id, units=("a", "b")):
+    def join(self, log, member_id, units=("a", "b"), **options):
         some = {unit: UNITS.get(unit, []) for unit in units}
-        member = log.group("g").join(member_id, some, assign_evenly, session_timeout_ms=1000)
+        member = log.group("g").join(member_id, some, assign_evenly, session_timeout_ms=1000, **options)
         clock = log._clock
         clock.time_ms += 2000  # who joins later is later
         return Patient(member, self.everybody)

@@ -165,6 +165,7 @@ class Sender:
                     return
                 parcel = self._under_way[partition] = queue.popleft()
             try:
+                await self._learn(partition)
                 future = await self._producer.send_batch(parcel.builder, partition.topic, partition=partition.partition)
                 offset = (await future).offset
             except (KafkaError, AssertionError) as error:
@@ -175,6 +176,12 @@ class Sender:
                 self._waiting_bytes -= parcel.size
                 self._changed.notify_all()
             parcel.sent.set_result(offset)
+
+    async def _learn(self, partition: TopicPartition) -> None:
+        """Have the producer look again if it knows the topic without a partition that it has got since."""
+        known = self._producer.client.cluster.partitions_for_topic(partition.topic)
+        if known and partition.partition not in known:
+            await self._producer.client.force_metadata_update()
 
     def _failed(self, partition: TopicPartition, parcel: _Parcel, error: Exception) -> None:
         """Give up what waits for a partition; the library has tried again for as long as that made sense."""

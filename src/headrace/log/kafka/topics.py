@@ -72,6 +72,8 @@ class Topics:
         Raises:
             NotFoundError: no such topic or partition.
         """
+        if not self.knows(partition):
+            self.forget(partition.topic)  # it may have grown
         count = await self.count(partition.topic)
         if count is None:
             raise no_such_topic(partition.topic)

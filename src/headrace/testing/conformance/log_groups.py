@@ -24,10 +24,16 @@ from headrace.testing.conformance.log_support import (
 class GroupContract(LogFixtures):
     """Groups: who runs what, and what was committed."""
 
-    def join(self, log: Log, member_id: str, units: Sequence[str] = ("a", "b")) -> Membership:
+    def join(
+        self, log: Log, member_id: str, units: Sequence[str] = ("a", "b"), *, handoff_timeout_ms: int = 0,
+        standby_copies: int = 0,
+    ) -> Membership:  # fmt: skip
         """Join the group ``g``."""
         some = {unit: UNITS.get(unit, []) for unit in units}
-        return log.group("g").join(member_id, some, assign_evenly, session_timeout_ms=TIMEOUT_MS)
+        return log.group("g").join(
+            member_id, some, assign_evenly, session_timeout_ms=TIMEOUT_MS, handoff_timeout_ms=handoff_timeout_ms,
+            standby_copies=standby_copies,
+        )  # fmt: skip
 
     def test_one_member_gets_everything(self, log: Log) -> None:
         """A lone member holds every unit, under the first epoch."""
@@ -66,10 +72,8 @@ class GroupContract(LogFixtures):
 
     def test_a_unit_stays_until_its_next_holder_has_a_copy(self, log: Log, other: Log, clock: StillClock) -> None:
         """With a time for hand-offs, a unit moves when its state is there already, or when that time is over."""
-        units = {unit: UNITS[unit] for unit in ("a", "b")}
-        group = log.group("g")
-        one = group.join("m1", units, assign_evenly, session_timeout_ms=TIMEOUT_MS, handoff_timeout_ms=TIMEOUT_MS)
-        assert one.poll().leases.keys() == units.keys()
+        one = self.join(log, "m1", handoff_timeout_ms=TIMEOUT_MS)
+        assert one.poll().leases.keys() == {"a", "b"}
         two = self.join(other, "m2")
         asked = one.poll()
         assert asked.revoked == frozenset()
@@ -111,11 +115,7 @@ class GroupContract(LogFixtures):
 
     def test_the_one_who_would_take_over_keeps_a_copy(self, log: Log, other: Log) -> None:
         """With standby copies, it is the member that gets the unit when its holder goes."""
-        group = log.group("g")
-        members = [
-            group.join(name, UNITS, assign_evenly, session_timeout_ms=TIMEOUT_MS, standby_copies=1)
-            for name in ("m1", "m2", "m3")
-        ]
+        members = [self.join(log, name, list(UNITS), standby_copies=1) for name in ("m1", "m2", "m3")]
         for _ in range(3):
             for member in members:
                 for unit in member.poll().revoked:
