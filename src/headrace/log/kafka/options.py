@@ -161,7 +161,7 @@ def _iam_tokens() -> AbstractTokenProvider:
     except ImportError as error:
         raise SettingsError(
             "AWS_MSK_IAM needs the package aws-msk-iam-sasl-signer-python",
-            remedy="Install it: pip install aws-msk-iam-sasl-signer-python",
+            remedy="Install it: pip install 'headrace[msk]'",
         ) from error
     import os
 
