@@ -25,10 +25,10 @@ def site(tmp_path, kafka):
 
 
 def test_every_record_counts_once_though_its_answer_is_another_each_time(site):
-    outbox.fill(site, 0, 3_000)
+    outbox.fill(site, 0, 1_500)
     process = site.start(*outbox.COMMAND, **LIVELY)
     try:
-        for goal in (500, 1_500):
+        for goal in (300, 800):
             wait_for(partial(outbox.reached, site, goal, process))
             assert process.poll() is None, process.communicate()[0]
             kill_all(process)
@@ -36,7 +36,7 @@ def test_every_record_counts_once_though_its_answer_is_another_each_time(site):
     finally:
         kill_all(process)
     site.run(*outbox.COMMAND, "--until-end", **LIVELY)
-    outbox.check(site, 3_000)
+    outbox.check(site, 1_500)
 
 
 def test_state_moves_to_where_kafka_puts_its_keys(site):

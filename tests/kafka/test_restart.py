@@ -18,7 +18,7 @@ from tests.kafka.broker import REMEDY, JavaBroker, has_java
 from tests.kafka.test_card_spend import KafkaSite
 
 PART = TopicPartition("payments", 0)
-PAYMENTS = Payments(count=20_000, customers=1_000, duplicate_share=0.02, late_share=0.01)
+PAYMENTS = Payments(count=10_000, customers=500, duplicate_share=0.02, late_share=0.01)
 
 
 @pytest.fixture
