@@ -79,13 +79,14 @@ def test_an_open_transaction_is_the_end(kafka, log):
     assert seen == [(0, None, 0)]
 
 
-def test_records_of_other_programs(kafka, log):
+@pytest.mark.parametrize("codec", ["gzip", "lz4", "snappy", "zstd"])
+def test_records_of_other_programs(kafka, log, codec):
     async def work(producer):
         await producer.send_and_wait("payments", None, b"gone", partition=0, timestamp_ms=5)
         headers = [("h", b"1"), ("n", None)]
         await producer.send_and_wait("payments", b"v", None, partition=0, timestamp_ms=7, headers=headers)
 
-    foreign(kafka, work, compression_type="gzip")
+    foreign(kafka, work, compression_type=codec)
     reader = log.reader(PART, 0)
     (got,) = read_all(reader)
     reader.close()

@@ -38,7 +38,7 @@ class KafkaOptions:
     ca_file: str = ""
     """Certificates to trust instead of the system's."""
     compression: str = "none"
-    """``none``, ``gzip``, or, with the package cramjam, ``snappy``, ``lz4`` or ``zstd``."""
+    """``none``, ``gzip``, ``snappy``, ``lz4`` or ``zstd``."""
     replication: int = 0
     """Replicas of topics that are created; 0 takes what the brokers say."""
     instance_id: str = ""
