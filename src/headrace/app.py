@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from importlib.metadata import version
 from typing import Any
 
@@ -270,12 +271,12 @@ def _run_one(
         with _worker(planned, log, settings, clock, metrics, member_id, bounds) as worker:
             host = Host(worker, clock, settings, tell, lambda failure: _overdue(failure, settings))
             hosted.append(host)
-            with _stopped_by_signals(host.stop):
+            with _stopped_by_signals(host.stop) as signals:
                 host.run()
     finally:
         if server is not None:
             server.stop()
-    return last
+    return replace(last, state="stopped") if signals else last
 
 
 def _run_many(
@@ -292,7 +293,7 @@ def _run_many(
         url = server.url if server else None
         last = RunStatus("starting", settings.workers, 0, 0, 0, total, 0, 0, 0, 0, None, url)
         try:
-            with _stopped_by_signals(group.stop):
+            with _stopped_by_signals(group.stop) as signals:
                 group.start()
                 for statuses in group.run():
                     latest[:] = statuses
@@ -302,7 +303,7 @@ def _run_many(
         finally:
             if server is not None:
                 server.stop()
-    return last
+    return replace(last, state="stopped") if signals else last
 
 
 def run_worker(
@@ -401,15 +402,17 @@ def _calm_collector() -> Iterator[None]:
 
 
 @contextmanager
-def _stopped_by_signals(stop: Callable[[], None], *, interrupt: bool = True) -> Iterator[None]:
-    """Let SIGTERM and SIGINT call ``stop``, and a second SIGINT end it all at once."""
+def _stopped_by_signals(stop: Callable[[], None], *, interrupt: bool = True) -> Iterator[list[int]]:
+    """Let SIGTERM and SIGINT call ``stop``, and a second SIGINT end it all at once; yield the signals that came."""
+    came: list[int] = []
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield came
         return
 
     interrupted = False
 
     def on_signal(number: int, frame: Any) -> None:
+        came.append(number)
         stop()
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, at_once)
@@ -429,7 +432,7 @@ def _stopped_by_signals(stop: Callable[[], None], *, interrupt: bool = True) -> 
         signal.SIGINT: signal.signal(signal.SIGINT, on_signal if interrupt else signal.SIG_IGN),
     }
     try:
-        yield
+        yield came
     finally:
         for number, handler in before.items():
             if not interrupted:
@@ -451,7 +454,7 @@ def _overdue(failure: HeadraceError | None, settings: Settings, report: Report |
     error = failure or FatalError(
         f"draining took longer than {settings.drain_timeout_ms} ms: the worker ended without a last checkpoint, and "
         "the records since the one before will be processed again",
-        remedy="Nothing is lost; raise HEADRACE_DRAIN_TIMEOUT if the last step of a task may take longer than that",
+        remedy="Nothing is lost. Unless it says above that checkpoints failed, raise HEADRACE_DRAIN_TIMEOUT",
     )
     if report is not None:
         report.end(error)

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -82,3 +83,12 @@ def log(tmp_path: Path) -> Iterator[EmbeddedLog]:
     opened = EmbeddedLog(tmp_path / ".headrace" / "log", clock=SystemClock(), fsync="never")
     yield opened
     opened.close()
+
+
+def until(seen: Callable[[], bool]) -> None:
+    """Wait for something that another process does."""
+    for _ in range(600):
+        if seen():
+            return
+        threading.Event().wait(0.1)
+    raise AssertionError("it does not come to that")

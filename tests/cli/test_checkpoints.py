@@ -116,6 +116,13 @@ def test_delete_wants_to_be_told_what_and_confirmed(headrace, made, objects):
     assert numbers(objects, "orders-0") == [1, 2, 3]
 
 
+def test_delete_refuses_a_log_that_was_named_and_is_not_there(headrace, made, objects, tmp_path):
+    ran = headrace("checkpoints", "delete", "shop", "--all", "--yes", "--log", tmp_path / "misspelt")
+    assert ran.code == 2
+    assert "there is no log in" in ran.err
+    assert objects.names("shop")
+
+
 def test_delete_by_age_never_takes_the_newest(headrace, made, objects):
     ran = headrace("checkpoints", "delete", "shop", "--older-than", "7d", "--yes", "--json")
     assert ran.json == {"topology": "shop", "manifests": 4, "files": 2, "size_bytes": 20}

@@ -231,3 +231,53 @@ def test_checkpoints_of_before_shapes_were_kept(deploy, headrace, tmp_path):
     assert last(headrace, "most-out")["most"] == 9
     assert last(headrace, "totals-out")["n"] == 3
     assert "KEEP most" in deploy("plan", TOTALS, changed).told
+
+
+def test_a_hint_is_given_only_where_it_helps(deploy, headrace):
+    windows = 'orders.window(tumbling("{size}")).aggregate(n=agg.count()).to("windows")\n'
+    order(headrace, 1)
+    head = "from headrace import tumbling\n"
+    assert deploy("run", head, windows.format(size="1m")).code == 0
+    ran = deploy("plan", head, windows.format(size="2m"))
+    assert ran.code == 1
+    assert "'orders-tumbling-120000ms'" in ran.told
+    assert "keeps other state and cannot go on with it" in ran.told
+    assert "give it name=" not in ran.told
+    assert "shows the whole" not in ran.told
+    refused = deploy("run", head, windows.format(size="2m"), options=("--allow-reset", "orders-tumbling-2m"))
+    assert refused.code == 2
+    assert "--allow-reset names orders-tumbling-2m now, where nothing would be lost" in refused.told
+    assert refused.told.endswith(f"`headrace plan {refused.module}` shows the whole.")
+
+
+def test_checkpoints_of_another_log_are_refused(deploy, headrace, tmp_path):
+    order(headrace, 1)
+    assert deploy("run", TOTALS).code == 0
+    (tmp_path / ".headrace" / "log").rename(tmp_path / "other")
+    order(headrace, 1)
+    for command in ("plan", "run"):
+        ran = deploy(command, TOTALS)
+        assert ran.code == 2
+        assert "belongs to another log than this one" in ran.told
+
+
+def test_a_topic_that_shrank_cannot_be_given_up(deploy, headrace, log):
+    order(headrace, 1)
+    assert deploy("run", TOTALS).code == 0
+    assert "detail" not in deploy("plan", TOTALS).out
+    log.delete_topic("orders")
+    log.create_topic("orders", 1)
+    ran = deploy("plan", TOTALS)
+    assert ran.code == 1
+    assert "it is not the topic that was read" in ran.told
+    assert "what it would lose at orders cannot be given up by its name" in ran.told
+    assert "--allow-reset" not in ran.told
+    assert "headrace rescale" not in ran.told
+
+
+def test_a_file_where_checkpoints_should_be_is_not_taken_for_none(deploy, headrace, tmp_path):
+    order(headrace, 1)
+    (tmp_path / ".headrace" / "checkpoints").touch()
+    ran = deploy("plan", TOTALS)
+    assert ran.code == 2
+    assert "checkpoints cannot be written to the directory" in ran.told

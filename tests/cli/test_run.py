@@ -1,7 +1,9 @@
 """``headrace run`` and ``headrace describe`` on topologies of the user's."""
 
+import contextlib
 import dataclasses
 import signal
+import subprocess
 import sys
 
 import msgspec
@@ -9,6 +11,7 @@ import pytest
 
 from headrace.cli.progress import Rate, RunProgress, summary
 from headrace.runtime.status import RunStatus
+from tests.cli.conftest import until
 
 STATUS = RunStatus("running", 1, 4, 0, 0, 1000, 0, 0, 0, 0, None, None)
 
@@ -174,6 +177,60 @@ def test_a_signal_drains(headrace, start, module, number):
     follower.kill()
 
 
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_signal_before_the_end_of_the_input_is_told(headrace, start, tmp_path, workers):
+    fill(headrace, *range(100))
+    (tmp_path / "slow_topology.py").write_text(
+        "import time\n"
+        "from pathlib import Path\n"
+        "from headrace import Topology\n"
+        "def slow(row):\n"
+        "    Path('begun').touch()\n"
+        "    time.sleep(0.2)\n"
+        "    return row\n"
+        "topology = Topology('slow')\n"
+        "topology.stream('numbers').map(slow).to('slow-out')\n"
+    )
+    process = start(
+        "run", "slow_topology", "--until-end", "--workers", workers, "--batch-records", "1", "--metrics-port", "0"
+    )
+    until((tmp_path / "begun").exists)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(30) == 1
+    assert b"slow stopped before the end of its input: " in process.stderr.read().splitlines()[-1]
+
+
+def test_a_second_interrupt_is_told(headrace, start, tmp_path):
+    fill(headrace, 1)
+    (tmp_path / "stuck_topology.py").write_text(
+        "import time\n"
+        "from pathlib import Path\n"
+        "from headrace import Topology\n"
+        "def stuck(row):\n"
+        "    Path('begun').touch()\n"
+        "    time.sleep(60)\n"
+        "topology = Topology('stuck')\n"
+        "topology.stream('numbers').map(stuck).to('stuck-out')\n"
+    )
+    process = start("run", "stuck_topology", "--metrics-port", "0")
+    until((tmp_path / "begun").exists)
+    for _ in range(100):  # two that come at once are one
+        process.send_signal(signal.SIGINT)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(0.2)
+            break
+    assert process.returncode == 130
+    assert b"stuck ended at once: the next run goes on from the last checkpoints" in process.stderr.read()
+
+
+def test_a_misspelt_variable_is_told(headrace, module, monkeypatch):
+    fill(headrace, 1)
+    monkeypatch.setenv("HEADRACE_GARANTEE", "exactly-once")
+    ran = headrace("run", module, "--until-end", "--metrics-port", "0")
+    assert ran.code == 0
+    assert "HEADRACE_GARANTEE is no setting and was passed over; is HEADRACE_GUARANTEE meant?" in ran.err
+
+
 def test_describe_takes_partitions_from_the_log(headrace, module, log):
     log.create_topic("numbers", 7)
     ran = headrace("describe", module)
@@ -302,3 +359,5 @@ def test_the_summary_says_what_happened():
         "spend finished: 1,000 records in, 5 out, 2 late, 1 errors in 2.0 s (500 records/s)"
     )
     assert summary("spend", dataclasses.replace(status, total=None), 2000).startswith("spend stopped: ")
+    stopped = dataclasses.replace(status, state="stopped")
+    assert summary("spend", stopped, 2000).startswith("spend stopped before the end of its input: ")

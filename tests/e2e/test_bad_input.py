@@ -206,7 +206,7 @@ def test_checkpoints_of_another_log(tmp_path: Path) -> None:
     put(other, rows(700))
     assert run(site, counting(site))[0] == 0
     code, output = run(site, counting(site), "--log", str(other.log))
-    assert code == 1, output
+    assert code == 2, output
     assert "belongs to another log than this one" in output
     assert "--checkpoints" in output
     put(site, rows(200, start=400))

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 def list_checkpoints(
     topology: Annotated[
-        str | None, typer.Argument(metavar="[TOPOLOGY]", help="Its name, or the --group that it ran with.")
+        str | None, typer.Argument(metavar="TOPOLOGY", help="Its name, or the --group that it ran with.")
     ] = None,
     every: Annotated[bool, typer.Option("--all", help="All checkpoints that are kept, not the newest only.")] = False,
     checkpoints: CheckpointsOption = None,

@@ -59,7 +59,9 @@ def show_checkpoint(
     checkpoints: CheckpointsOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Show one checkpoint of a task: positions, files, and which of them it shares with the one before.
+    """Show one checkpoint of a task.
+
+    That is its positions, its files, and which of them it shares with the checkpoint before.
 
     \b
     headrace checkpoints show payments-0
@@ -93,20 +95,21 @@ def show_checkpoint(
     told = "files" if before is None else f"files, compared with checkpoint {before}"
     show_table(told, ["file", "size", "", "object"], rows, right=["size"])
     if shown["info"]:
-        print()
+        print("\nwhat it says of its state")
         show_json(shown["info"])
 
 
 def verify_checkpoints(
-    task: Annotated[str | None, typer.Argument(metavar="[TASK]", help="One task, not all.")] = None,
+    task: Annotated[str | None, typer.Argument(metavar="TASK", help="One task, not all.")] = None,
     topology: TopologyOption = None,
     checkpoints: CheckpointsOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Read every file of every checkpoint, and say what is damaged, missing or named by no checkpoint.
+    """Read every file of every checkpoint and check it.
 
-    Exits with 1 if a checkpoint cannot be used. Files that no checkpoint names do no harm: a running task uploads them
-    before it names them, and the next worker that takes the task deletes what was left behind.
+    It says what is damaged, missing or named by no checkpoint, and exits with 1 if a checkpoint cannot be used. Files
+    that no checkpoint names do no harm: a running task uploads them before it names them, and the next worker that
+    takes the task deletes what was left behind.
 
     \b
     headrace checkpoints verify
@@ -139,7 +142,8 @@ def verify_checkpoints(
             rows = [[one["topology"], one["task"], one["fault"], size(one["size_bytes"]),
                      ", ".join(map(str, one["checkpoints"])) or "-", one["object"]] for one in found]  # fmt: skip
             show_table("", columns, rows, right=["size"])
-        note(f"{checked} checkpoints, {f'{len(harmful)} objects at fault' if harmful else 'all of them whole'}")
+        told = f"{_count(len(harmful), 'object')} at fault" if harmful else "all of them whole"
+        note(f"{_count(checked, 'checkpoint')}, {told}")
     if harmful:
         raise typer.Exit(1)
 
@@ -176,7 +180,7 @@ def delete_checkpoints(
     objects = opened_objects(settings)
     name = checked_topology(objects, topology, settings)
     tasks = objects.names(name) if task is None else [checked_task(objects, name, task)]
-    _refuse_if_it_runs(settings, name)
+    _refuse_if_it_runs(settings, name, log_given=log is not None)
     from headrace.checkpoint.inspection import carry_out
 
     chosen, consequence = _chosen(objects, name, tasks, number=number, age_ms=age_ms)
@@ -185,7 +189,10 @@ def delete_checkpoints(
         "files": sum(len(one.files) for one in chosen),
         "size_bytes": sum(one.size_bytes for one in chosen),
     }
-    told = f"{counts['manifests']} checkpoints of {name} with {counts['files']} files, {size(counts['size_bytes'])}"
+    told = (
+        f"{_count(counts['manifests'], 'checkpoint')} of {name} with {_count(counts['files'], 'file')}, "
+        f"{size(counts['size_bytes'])}"
+    )
     if any(counts.values()) and not yes:
         if not sys.stdin.isatty():
             raise SettingsError(f"this would delete {told}. {consequence}", remedy="Add --yes to do it")
@@ -196,7 +203,7 @@ def delete_checkpoints(
     if json:
         show_json({"topology": name, **counts})
     else:
-        print(f"deleted {told}")
+        print(f"deleted {told}" if any(counts.values()) else f"nothing of {name} is to be deleted")
 
 
 def commands() -> Iterator[tuple[str, Any]]:
@@ -205,6 +212,10 @@ def commands() -> Iterator[tuple[str, Any]]:
     yield "show", show_checkpoint
     yield "verify", verify_checkpoints
     yield "delete", delete_checkpoints
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number != 1)}"
 
 
 def _kept(objects: Objects, topology: str, task: str) -> Kept:
@@ -285,8 +296,8 @@ _ANEW = (
 )
 
 
-def _refuse_if_it_runs(settings: Settings, topology: str) -> None:
-    if not log_exists(settings) or settings.log == "memory://":
+def _refuse_if_it_runs(settings: Settings, topology: str, *, log_given: bool) -> None:
+    if not log_given and (not log_exists(settings) or settings.log == "memory://"):
         note(f"note: there is no log in {settings.log}, so whether {topology} runs was not checked")
         return
     with opened_log(settings, SystemClock()) as opened:

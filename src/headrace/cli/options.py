@@ -6,12 +6,14 @@ import dataclasses
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from difflib import get_close_matches
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from headrace.cli.output import note
 from headrace.clock import Clock
 from headrace.errors import NotFoundError, SettingsError
 from headrace.settings import Settings, duration_ms, size_bytes, variable_of
@@ -91,7 +93,7 @@ def _told_default(field_name: str) -> str:
     return f"; default {default}"
 
 
-LogOption = Annotated[str | None, _setting("log", "The log: a directory or kafka://host:port", "URL")]
+LogOption = Annotated[str | None, _setting("log", "The log: a directory", "URL")]
 CheckpointsOption = Annotated[
     str | None, _setting("checkpoints", "Where checkpoints are: a directory or s3://bucket/prefix", "URL")
 ]
@@ -211,6 +213,14 @@ def load_settings(**given: Any) -> Settings:
         elif isinstance(value, StrEnum):
             values[name] = str(value)
     return Settings.load(os.environ, **values)
+
+
+def note_unknown_variables() -> None:
+    """Say which ``HEADRACE_*`` variables of the environment are no settings: their names may be misspelt."""
+    known = [variable_of(name) for name in _DEFAULTS]
+    for name in sorted(name for name in os.environ if name.startswith("HEADRACE_") and name not in known):
+        meant = "".join(f"; is {other} meant?" for other in get_close_matches(name, known, n=1))
+        note(f"note: the variable {name} is no setting and was passed over{meant}")
 
 
 @contextmanager

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 _MEANINGS = {
     "KEEP": "goes on where it was",
     "MIGRATE": "goes on, and stored values are brought to the new version",
-    "NEW": "begins empty",
+    "NEW": "was not there before, and begins empty, or is read from its start",
     "GONE": "is no longer there, and nothing is lost with it",
     "RESCALE": "its state must be moved to other partitions first",
     "RESET": "what was kept would be lost",
@@ -75,7 +75,7 @@ def plan(
         exists = settings.log != "memory://" and log_exists(settings)
         opened = stack.enter_context(opened_log(settings, SystemClock())) if exists else None
         planned = _planned(topology, opened, settings)
-        if "://" in settings.checkpoints or Path(settings.checkpoints).is_dir():
+        if "://" in settings.checkpoints or Path(settings.checkpoints).exists():
             change = find_change(planned, open_checkpoints(settings, topology.name), opened)
         else:
             change = compare(planned, [])
@@ -86,7 +86,7 @@ def plan(
     else:
         _show(change, losses, settings, every=every)
         if losses:
-            print(f"\n{remedy(losses, module)}.")
+            print(f"\n{remedy(change, settings.resets, module)}.")
     if losses:
         raise typer.Exit(FAILED)
 
@@ -112,20 +112,26 @@ def _show(change: Change, losses: list[Loss], settings: Settings, *, every: bool
     steps = [step for step in change.steps if every or step.verdict != "-"]
     if steps:
         rows = [[step.verdict, step.step, step.kind, step.subtopology, _with_line(step)] for step in steps]
-        show_table("", ["state", "step", "kind", "sub-topology", ""], rows)
+        _show_table(["state", "step", "kind", "sub-topology", "detail"], rows)
     else:
         print("no step keeps state")
     print()
     topics = [[t.verdict, t.topic, _counts(t.before, t.now), t.detail] for t in change.topics]
-    show_table("", ["topics", "topic", "partitions", ""], topics)
+    _show_table(["topics", "topic", "partitions", "detail"], topics)
     print()
     tasks = [[t.verdict, t.subtopology, _counts(t.before or None, t.now or None), t.detail] for t in change.tasks]
-    show_table("", ["tasks", "sub-topology", "tasks", ""], tasks)
+    _show_table(["tasks", "sub-topology", "tasks", "detail"], tasks)
     verdicts = {s.verdict for s in steps} | {t.verdict for t in change.topics} | {t.verdict for t in change.tasks}
     print()
     for verdict, meaning in _MEANINGS.items():
         if verdict in verdicts:
             print(f"{verdict}: {meaning}")
+
+
+def _show_table(columns: list[str], rows: list[list[str]]) -> None:
+    """Show a table without its last column if that says nothing."""
+    width = len(columns) if any(row[-1] for row in rows) else len(columns) - 1
+    show_table("", columns[:width], [row[:width] for row in rows])
 
 
 def _headline(change: Change, losses: list[Loss], settings: Settings) -> str:

@@ -137,7 +137,9 @@ def summary(name: str, status: RunStatus, elapsed_ms: int) -> str:
         counts.append(f"{status.late:,} late")
     if status.errors:
         counts.append(f"{status.errors:,} errors")
-    how = "finished" if status.total is not None and status.state == "finished" else "stopped"
+    how = "stopped"
+    if status.total is not None:
+        how = "finished" if status.state == "finished" else "stopped before the end of its input"
     return f"{name} {how}: {', '.join(counts)} in {duration(elapsed_ms)} ({rate(status.records_in, elapsed_ms)})"
 
 
@@ -146,7 +148,7 @@ def _told(status: RunStatus, speed: str, *, until_end: bool) -> str:
     if status.workers > 1:
         tasks += f" on {status.workers} workers"
     parts = [tasks]
-    if status.state != "running":
+    if status.state != "running" and not (status.state == "restoring" and status.restoring):
         parts.insert(0, status.state)
     if status.restoring:
         parts.append(_restoring(status))

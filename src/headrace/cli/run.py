@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from headrace.cli.failures import exit_code, load, show_error
+from headrace.cli.failures import FAILED, INTERRUPTED, exit_code, load, show_error
 from headrace.cli.options import (
     AllowResetOption,
     BatchRecordsOption,
@@ -33,6 +33,7 @@ from headrace.cli.options import (
     WorkersOption,
     load_settings,
     log_exists,
+    note_unknown_variables,
 )
 from headrace.cli.output import note
 from headrace.cli.progress import RunProgress, summary
@@ -68,9 +69,9 @@ def run(
 ) -> None:
     """Run a topology.
 
-    It continues from its last checkpoint, and runs until SIGTERM or Ctrl-C, which drain it, or with --until-end to
-    the end of its input. Durations are such as 500ms, 30s or 1m, sizes such as 64MB. In brackets:
-    the environment variable of an option.
+    It continues from its last checkpoint, and runs until SIGTERM or Ctrl-C, which drain it (a second Ctrl-C ends it at
+    once), or with --until-end to the end of its input; stopped before that, it exits with 1. Durations are such as
+    500ms, 30s or 1m, sizes such as 64MB. In brackets: the environment variable of an option.
 
     \b
     headrace run topologies.card_spend
@@ -86,6 +87,7 @@ def run(
         lost_records=lost_records, unsaved_limit_ms=unsaved_limit,
         guarantee=guarantee, allow_reset=allow_reset,
     )  # fmt: skip
+    note_unknown_variables()
     from headrace.app import run_spec
 
     name = load(module).name
@@ -103,4 +105,9 @@ def run(
     except HeadraceError as error:
         show_error(error)
         raise typer.Exit(exit_code(error, running=progress.started)) from None
+    except KeyboardInterrupt:
+        note(f"{name} ended at once: the next run goes on from the last checkpoints, and does again what came after")
+        raise typer.Exit(INTERRUPTED) from None
     note(summary(name, status, clock.monotonic_ms() - begun_ms))
+    if status.total is not None and status.state == "stopped":
+        raise typer.Exit(FAILED)

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import importlib
+import os
+import re
+import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import threading
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from contextlib import closing
 from dataclasses import dataclass, replace
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context, parent_process
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 import typer
 
-from headrace.cli.failures import load
+from headrace.cli.failures import FAILED, load
+from headrace.cli.lines import Stop
 from headrace.cli.options import GuaranteeOption, load_settings
 from headrace.cli.output import duration, note, show_table
 from headrace.cli.progress import progress_bar
@@ -29,6 +35,7 @@ if TYPE_CHECKING:
 _RECORDS = 100
 _WORKERS = 3
 _PLAIN_EVERY_MS = 10_000
+_FAULT = re.compile(r"[a-z]+@[a-z0-9.]+|[a-z0-9.]+:[a-z]+#[0-9]+:[a-z-]+")
 
 
 @dataclass(frozen=True)
@@ -86,24 +93,51 @@ def simulate(
     settings = load_settings(guarantee=guarantee)
     load(module)
     wanted = Wanted(
-        module, tuple(map(_parsed, inputs or ())), records, workers, partitions,
-        None if only is None else tuple(filter(None, only.split(","))), settings.guarantee,
+        module, _parsed_inputs(inputs or ()), records, workers, partitions,
+        _parsed_only(only), settings.guarantee,
     )  # fmt: skip
-    simulator = make_simulator(wanted)
+    between = Between()
+    simulator = make_simulator(wanted, lambda _: between.look())
     clock = SystemClock()
     begun_ms = clock.monotonic_ms()
     chosen = [seed] if seed is not None else range(first_seed, first_seed + seeds)
-    failed, total, done = _run_all(simulator, wanted, chosen, jobs, clock)
+    failed, total, done = _run_all(_results(simulator, wanted, chosen, jobs, between), len(chosen), clock)
     _show(load(module).name, total, done, len(failed), clock.monotonic_ms() - begun_ms)
-    if seed is not None and not failed:
-        print("\n".join(simulator.run(seed).trace))
-    if failed:
-        _explain(simulator, wanted, failed[0])
-        raise typer.Exit(1)
+    if not (failed or total.outputs):
+        note(
+            "nothing came out, so this proves little: give input of which something is made, by --input TOPIC=FILE for "
+            f"each topic, by a function simulation_input(random) in {module.partition(':')[0]} that returns values by "
+            "topic, or with more --records"
+        )
+    with between:
+        if seed is not None and not failed:
+            print("\n".join(simulator.run(seed).trace))
+        if failed:
+            _explain(simulator, wanted, failed[0])
+            raise typer.Exit(FAILED)
 
 
-def make_simulator(wanted: Wanted) -> Simulator:
-    """Make what runs the seeds.
+class Between:
+    """Lets Ctrl-C wait for the end of a simulated run, whose threads cannot be left in the middle."""
+
+    def __init__(self) -> None:
+        self._stop = Stop()
+        self._before: Any = None
+
+    def __enter__(self) -> None:
+        self._before = signal.signal(signal.SIGINT, self._stop.set)
+
+    def __exit__(self, *error: object) -> None:
+        signal.signal(signal.SIGINT, self._before)
+
+    def look(self) -> None:
+        """Raise the ``KeyboardInterrupt`` that has waited."""
+        if self._stop:
+            raise KeyboardInterrupt
+
+
+def make_simulator(wanted: Wanted, on_run: Callable[[SimulationResult], None] | None = None) -> Simulator:
+    """Make what runs the seeds; ``on_run`` is called after each run.
 
     Raises:
         InvalidError: there is no input.
@@ -112,17 +146,17 @@ def make_simulator(wanted: Wanted) -> Simulator:
     from headrace.testing.simulation.runs import Simulation
 
     simulation = Simulation(workers=wanted.workers, partitions=wanted.partitions, only=wanted.only)
-    return Simulator(load(wanted.module), _inputs(wanted), simulation=simulation, guarantee=wanted.guarantee)
+    return Simulator(
+        load(wanted.module), _inputs(wanted), simulation=simulation, check=on_run, guarantee=wanted.guarantee
+    )
 
 
 def run_seeds(wanted: Wanted, seeds: Sequence[int]) -> tuple[list[SimulationResult], Statistics]:
     """Run seeds in a process of their own; return what failed, and what happened in all of them."""
-    return _run_here(make_simulator(wanted), seeds, lambda: None)
+    return _run_here(make_simulator(wanted), seeds)
 
 
-def _run_here(
-    simulator: Simulator, seeds: Sequence[int], on_seed: Callable[[], None]
-) -> tuple[list[SimulationResult], Statistics]:
+def _run_here(simulator: Simulator, seeds: Sequence[int]) -> tuple[list[SimulationResult], Statistics]:
     from headrace.testing.simulation.result import Statistics
 
     total, failed = Statistics(), []
@@ -131,47 +165,68 @@ def _run_here(
         total += result.statistics
         if not result.ok:
             failed.append(replace(result, outputs={}))
-        on_seed()
     return failed, total
 
 
 def _run_all(
-    simulator: Simulator, wanted: Wanted, seeds: Sequence[int], jobs: int, clock: Clock
+    results: Generator[tuple[list[SimulationResult], Statistics, int]], seeds: int, clock: Clock
 ) -> tuple[list[SimulationResult], Statistics, int]:
     """Run all seeds, up to the first that fails."""
     from headrace.testing.simulation.result import Statistics
 
     total, failed, done = Statistics(), list[Any](), 0
-    told = _Progress(clock, len(seeds))
-    with told:
-        for some_failed, statistics, count in _results(simulator, wanted, seeds, jobs):
-            done += count
-            failed += some_failed
-            total += statistics
-            told.update(done)
-            if failed:
-                break
+    told = _Progress(clock, seeds)
+    try:
+        with told, closing(results):
+            for some_failed, statistics, count in results:
+                done += count
+                failed += some_failed
+                total += statistics
+                told.update(done)
+                if failed:
+                    break
+    except KeyboardInterrupt:
+        note(f"stopped after {done:,} of {seeds:,} seeds; none of them failed")
+        raise
     return sorted(failed, key=lambda result: result.seed), total, done
 
 
 def _results(
-    simulator: Simulator, wanted: Wanted, seeds: Sequence[int], jobs: int
-) -> Iterator[tuple[list[SimulationResult], Statistics, int]]:
+    simulator: Simulator, wanted: Wanted, seeds: Sequence[int], jobs: int, between: Between
+) -> Generator[tuple[list[SimulationResult], Statistics, int]]:
     if jobs == 1 or len(seeds) == 1:
-        for seed in seeds:
-            yield *_run_here(simulator, [seed], lambda: None), 1
+        with between:
+            for seed in seeds:
+                yield *_run_here(simulator, [seed]), 1
+                between.look()
         return
     from headrace.testing.simulation.api import SEEDS_PER_INPUT
 
     parts = [seeds[start : start + SEEDS_PER_INPUT] for start in range(0, len(seeds), SEEDS_PER_INPUT)]
-    with ProcessPoolExecutor(min(jobs, len(parts)), mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(min(jobs, len(parts)), get_context("spawn"), end_with_parent) as pool:
         running: dict[Future[Any], int] = {pool.submit(run_seeds, wanted, part): len(part) for part in parts}
         try:
             while running:
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
                     yield *future.result(), running.pop(future)
         finally:
+            # Whether all is done, one seed failed or Ctrl-C came: what still runs is of no use.
+            for process in active_children():
+                process.terminate()
             pool.shutdown(cancel_futures=True)
+
+
+def end_with_parent() -> None:
+    """Leave Ctrl-C to the process that started this one, and end as soon as that has ended, however it did."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, name="headrace-parent", daemon=True).start()
 
 
 class _Progress:
@@ -211,14 +266,15 @@ def _show(name: str, total: Statistics, seeds: int, failed: int, elapsed_ms: int
     rows = [
         ("seeds", f"{seeds:,}"),
         ("seeds that failed", f"{failed:,}"),
-        ("virtual time", f"{total.virtual_ms / 3_600_000:,.1f} h"),
+        ("virtual time", duration(total.virtual_ms)),
         ("workers started", f"{total.lives:,}"),
         ("crashes", f"{crashes:,}"),
-        ("losses of power", f"{faults['power']:,}, with {total.lost:,} records"),
+        ("losses of power", f"{faults['power']:,}, {total.lost:,} records lost with them"),
         ("pauses and silences", f"{timed:,}"),
         ("drains", f"{faults['drain']:,}"),
         ("other faults", f"{others:,}"),
         ("checkpoints", f"{total.checkpoints:,}"),
+        ("copies of state", f"{total.copies:,}"),
         ("records in", f"{total.records:,}"),
         ("records out", f"{total.outputs:,}, {total.repeats:,} of them repeats"),
         ("took", duration(elapsed_ms)),
@@ -229,7 +285,7 @@ def _show(name: str, total: Statistics, seeds: int, failed: int, elapsed_ms: int
 def _explain(simulator: Simulator, wanted: Wanted, failed: SimulationResult) -> None:
     from headrace.testing.simulation.api import explain
 
-    note(f"seed {failed.seed} failed; looking for the shortest way to it")
+    note(f"seed {failed.seed} violates {failed.violations[0].check}; looking for the shortest way to it")
     shrunk = simulator.shrink(failed)
     print()
     print(explain(failed, shrunk, _command(wanted, shrunk)))
@@ -247,6 +303,28 @@ def _command(wanted: Wanted, shrunk: Shrunk) -> str:
     return " ".join(parts)
 
 
+def _parsed_only(given: str | None) -> tuple[str, ...] | None:
+    """Return the names of faults; ``'crash@1'`` and ``'a.1:create#7:lost'`` are such."""
+    if given is None:
+        return None
+    names = tuple(name for part in given.split(",") if (name := part.strip()))
+    for name in names:
+        if not _FAULT.fullmatch(name):
+            raise SettingsError(
+                f"--only: {name!r} is no name of a fault",
+                remedy="Take names from the message of a failure, such as crash@1 or a.1:create#7:lost",
+            )
+    return names
+
+
+def _parsed_inputs(given: Sequence[str]) -> tuple[tuple[str, str], ...]:
+    parsed = tuple(map(_parsed, given))
+    topics = [topic for topic, _ in parsed]
+    if twice := [topic for topic in topics if topics.count(topic) > 1]:
+        raise SettingsError(f"--input gives values for topic {twice[0]!r} twice", remedy="Put them into one file")
+    return parsed
+
+
 def _parsed(given: str) -> tuple[str, str]:
     topic, equals, file = given.partition("=")
     if not equals or not topic or not file:
@@ -262,7 +340,11 @@ def _inputs(wanted: Wanted) -> Any:
 
     graph = load(wanted.module).graph()
     if wanted.inputs:
-        return {topic: _values(file)[: wanted.records] for topic, file in wanted.inputs}
+        values = {topic: _values(file)[: wanted.records] for topic, file in wanted.inputs}
+        if not any(values.values()):
+            files = ", ".join(file for _, file in wanted.inputs)
+            raise SettingsError(f"there are no values in {files}", remedy="Put one JSON value on each line")
+        return values
     made = getattr(importlib.import_module(wanted.module.partition(":")[0]), "simulation_input", None)
     if made is not None:
 
@@ -275,8 +357,14 @@ def _inputs(wanted: Wanted) -> Any:
 
 
 def _values(file: str) -> list[Any]:
-    lines = Path(file).read_bytes().splitlines()
-    try:
-        return [msgspec.json.decode(line) for line in lines if line.strip()]
-    except msgspec.DecodeError as error:
-        raise SettingsError(f"{file} does not hold lines of JSON: {error}") from error
+    values = []
+    for number, line in enumerate(Path(file).read_bytes().splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            values.append(msgspec.json.decode(line))
+        except msgspec.DecodeError as error:
+            raise SettingsError(
+                f"line {number} of {file} is not JSON: {error}", remedy="Give a file with one JSON value on each line"
+            ) from error
+    return values

@@ -16,7 +16,7 @@ from headrace.record import TopicPartition
 
 
 def topics(
-    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="One topic, partition by partition.")] = None,
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="One topic, partition by partition.")] = None,
     grow_to: Annotated[
         int | None,
         typer.Option(
@@ -29,7 +29,7 @@ def topics(
     log: LogOption = None,
     json: JsonOption = False,
 ) -> None:
-    """List topics or the partitions of one, or give it more of them.
+    """List topics, or show one or give it partitions.
 
     \b
     headrace topics
@@ -61,7 +61,7 @@ def topics(
 
 
 def groups(
-    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="One group, partition by partition.")] = None,
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="One group, partition by partition.")] = None,
     log: LogOption = None,
     json: JsonOption = False,
 ) -> None:

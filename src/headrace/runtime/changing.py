@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from headrace.checkpoint.checkpoints import Checkpoints
 from headrace.checkpoint.manifest import Manifest
 from headrace.checkpoint.upload import in_threads
-from headrace.errors import NotFoundError, TopologyError
+from headrace.errors import InvalidError, NotFoundError, TopologyError
 from headrace.log.api import Group, Log
 from headrace.log.reading import read_to
 from headrace.record import TopicPartition
-from headrace.topology.change import Change, Kept, Loss, Verdict, abandoned, compare, read, to_reset
+from headrace.topology.change import Change, Kept, Verdict, abandoned, compare, read, to_reset
 from headrace.topology.plan import Plan
 
 _log = logging.getLogger("headrace")
@@ -37,11 +37,30 @@ def find_change(plan: Plan, checkpoints: Checkpoints, log: Log | None) -> Change
         log: Where its records are; None if there is no log yet.
 
     Raises:
+        InvalidError: the checkpoints belong to another log.
         RetriableError: the checkpoint store cannot be reached.
     """
-    kept = [kept_in(manifest) for manifest in newest(checkpoints)]
+    manifests = newest(checkpoints)
+    if log is not None:
+        for manifest in manifests:
+            check_log(manifest, log)
+    kept = [kept_in(manifest) for manifest in manifests]
     unread = {} if log is None else {topic: _unread(log, at) for topic, at in abandoned(plan, kept).items()}
     return compare(plan, kept, unread)
+
+
+def check_log(manifest: Manifest, log: Log) -> None:
+    """Refuse a checkpoint whose positions are those of another log.
+
+    Raises:
+        InvalidError: it is one.
+    """
+    written_for = manifest.info.get("log")
+    if written_for and log.identity and written_for != log.identity:
+        raise InvalidError(
+            f"the checkpoint of task {manifest.task} belongs to another log than this one",
+            remedy="Use the log that belongs to these checkpoints, or other checkpoints (--checkpoints)",
+        )
 
 
 def newest(checkpoints: Checkpoints) -> list[Manifest]:
@@ -70,21 +89,32 @@ def check_change(change: Change, allowed: Collection[str], module: str = "MODULE
         what = "would lose what its checkpoints keep"
         if all(loss.rescalable for loss in losses):
             what = "has state that is not where its keys are"
-        raise TopologyError(f"topology {change.topology!r} {what}. {remedy(losses, module)}:{listed}")
+        raise TopologyError(
+            f"topology {change.topology!r} {what}:{listed}\n{remedy(change, allowed, module)}. "
+            f"`headrace plan {module}` shows the whole"
+        )
 
 
-def remedy(losses: Iterable[Loss], module: str = "MODULE") -> str:
-    """Say what can be done about losses, in one sentence after the other."""
-    found = list(losses)
+def remedy(change: Change, allowed: Collection[str], module: str = "MODULE") -> str:
+    """Say what can be done about what a deploy would lose, in one sentence after the other.
+
+    Args:
+        change: What ``find_change`` returned.
+        allowed: The names of the steps whose state may be lost.
+        module: The topology's module, for the commands.
+    """
+    found, names = change.losses(allowed), list(dict.fromkeys(loss.name for loss in change.losses()))
+    stuck = list(dict.fromkeys(loss.name for loss in found if not loss.allowable))
+    if stuck:
+        return f"Take the change back; what it would lose at {', '.join(stuck)} cannot be given up by its name"
     told = []
     if any(loss.rescalable for loss in found):
         told.append(f"Move state to the partitions that its keys have now with `headrace rescale {module}`")
     if any(not loss.rescalable for loss in found):
         told.append("Take the change back to keep it")
-    names = ",".join(dict.fromkeys(loss.name for loss in found if loss.allowable))
-    if names:
-        told.append(f"Where it may be lost, run once with --allow-reset {names} (HEADRACE_ALLOW_RESET)")
-    told.append(f"`headrace plan {module}` shows the whole")
+    told.append(f"Where it may be lost, run once with --allow-reset {','.join(names)} (HEADRACE_ALLOW_RESET)")
+    if wrong := sorted({*allowed}.difference(names)):
+        told.append(f"--allow-reset names {', '.join(wrong)} now, where nothing would be lost")
     return ". ".join(told)
 
 

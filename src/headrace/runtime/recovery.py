@@ -27,7 +27,10 @@ from headrace.runtime.setbacks import Setback, Way
 
 _ATTEMPTS = 5
 _KEPT = ".kept"
-_NO_OTHER = "There is no other checkpoint: restore them from a backup, or begin anew with others (--checkpoints)"
+_NO_OTHER = (
+    "There is no other checkpoint that is whole (`headrace checkpoints verify`): restore them from a backup, or begin "
+    "anew with others (--checkpoints)"
+)
 _NOTHING = RestoreStats(0, 0, 0, 0)
 _NO_SETBACK = Setback()
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

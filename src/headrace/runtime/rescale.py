@@ -25,7 +25,7 @@ from headrace.log.reading import read_to
 from headrace.record import TopicPartition
 from headrace.runtime.assignment import assign
 from headrace.runtime.bounds import Bounds
-from headrace.runtime.changing import check_change, kept_in, newest, partition_of
+from headrace.runtime.changing import check_change, check_log, kept_in, newest, partition_of
 from headrace.runtime.host import Host
 from headrace.runtime.lifecycle import Phase
 from headrace.runtime.meta import META_KEY, read_meta
@@ -157,11 +157,7 @@ def carry_out(site: Site, moves: Moves) -> int:
 
 
 def _checked(site: Site, manifest: Manifest) -> Kept:
-    if manifest.info.get("log", site.log.identity) != site.log.identity:
-        raise InvalidError(
-            f"the checkpoint of task {manifest.task} belongs to another log than this one",
-            remedy="Use the log that belongs to these checkpoints, or other checkpoints (--checkpoints)",
-        )
+    check_log(manifest, site.log)
     kept = kept_in(manifest)
     if kept.shape is None:
         raise InvalidError(
@@ -180,13 +176,16 @@ def _refuse_members(site: Site) -> None:
     # Who can run nothing gets nothing, and so takes nothing away from anybody.
     membership = site.group.join(_MEMBER, {}, assign, session_timeout_ms=site.settings.session_timeout_ms)
     try:
-        until_ms = site.clock.monotonic_ms() + site.settings.session_timeout_ms
+        until_ms, told = site.clock.monotonic_ms() + site.settings.session_timeout_ms, False
         while True:
             membership.heartbeat()
             membership.poll()
             others = [member.member_id for member in site.group.members() if member.member_id != _MEMBER]
             if not others:
                 return
+            if not told:
+                site.say(f"waiting for {len(others)} of the group to leave, in case nobody is behind them any more")
+                told = True
             if site.clock.monotonic_ms() > until_ms:
                 raise InvalidError(
                     f"group {site.group.name!r} has members, which run the topology: {', '.join(others)}",

@@ -33,7 +33,7 @@ class RunStatus:
     """What a run is doing, all its workers together."""
 
     state: str
-    """``starting``, ``restoring``, ``running``, ``draining`` or ``finished``."""
+    """``starting``, ``restoring``, ``running``, ``draining``, ``finished``, or ``stopped`` by a signal before that."""
     workers: int
     tasks: int
     restoring: int

@@ -326,7 +326,8 @@ class Worker:
         if slot.phase is Phase.RESTORING:
             self._begin_again(slot, error)
             return
-        _log.warning("task %s: its checkpoint failed and will be tried again: %s", slot.id, error)
+        if not slot.unsaved_failures & (slot.unsaved_failures + 1):  # the first, second, fourth, ... in a row
+            _log.warning("task %s: its checkpoint failed and will be tried again: %s", slot.id, error)
         slot.metrics.checkpoint_failed()
         assert slot.task is not None
         slot.task.changed = True

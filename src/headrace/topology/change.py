@@ -233,7 +233,7 @@ def compare(plan: Plan, kept: Iterable[Kept], unread: Mapping[str, int] | None =
             others = [one for one in known if one.subtopology != name]
             steps += [_step(plan, subs[name], n, ones, others) for n in subs[name].nodes if isinstance(n, Step)]
         steps += _gone(plan, subs.get(name), name, ones)
-    hinted = tuple(_hinted(step, steps) for step in steps)
+    hinted = tuple(_hinted(plan, step, steps, by_sub) for step in steps)
     tasks = tuple(_tasks(name, subs.get(name), ones) for name, ones in by_sub.items())
     return Change(plan.graph.name, not known, hinted, tasks, tuple(_topics(plan, known, unread or {})))
 
@@ -353,14 +353,24 @@ def _gone(plan: Plan, sub: SubTopology | None, name: str, ones: Sequence[Kept]) 
     ]  # fmt: skip
 
 
-def _hinted(change: StepChange, steps: Sequence[StepChange]) -> StepChange:
+def _hinted(
+    plan: Plan, change: StepChange, steps: Sequence[StepChange], by_sub: Mapping[str, Sequence[Kept]]
+) -> StepChange:
     """Say of a step that is gone under which name it may have come back."""
     if change.verdict is not Verdict.RESET or change.location:
         return change
     new = [s for s in steps if s.verdict is Verdict.NEW and s.kind == change.kind]
     if len(new) != 1:
         return change
-    hint = f'if {new[0].step!r} ({new[0].location}) is the same step, give it name="{change.step}" to keep its state'
+    node = plan.graph.by_name[new[0].step]
+    assert isinstance(node, Step)
+    shape = node.spec.shape()
+    stored = [one.steps[change.step]["shape"] for one in by_sub[change.subtopology] if change.step in one.steps]
+    hint = f"{new[0].step!r} ({new[0].location})"
+    if any(_fault(node.name, one, shape) for one in stored):
+        hint += " keeps other state and cannot go on with it"
+    else:
+        hint = f'if {hint} is the same step, give it name="{change.step}" to keep its state'
     return StepChange(change.step, change.kind, change.subtopology, change.verdict, f"{change.detail}; {hint}", "")
 
 

@@ -76,7 +76,7 @@ def followed(where: str, kept: Mapping[str, Any], wanted: Mapping[str, Any]) -> 
             f"{where} was changed in a way its stored state cannot follow: "
             f"{', '.join(changed)} {'is' if len(changed) == 1 else 'are'} different"
             + (f" ({'; '.join(dict.fromkeys(details))})" if details else ""),
-            remedy="Take the change back, or let the step begin with empty state: headrace run --allow-reset STEP",
+            remedy="Take the change back, or let the step begin with empty state (--allow-reset)",
         )
     return {name: _part(f"{name} of {where}", kept[name], part) for name, part in wanted.items()}
 
