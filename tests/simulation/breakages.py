@@ -270,11 +270,7 @@ BREAKAGES: dict[str, Breakage] = {
         orphans_still_needed, "sessions", frozenset({"checkpoints are whole"})
     ),
     "the clock closes without a checkpoint": Breakage(
-        closed_without_checkpoint,
-        "impatient",
-        frozenset({"repeats are the same"}),
-        Faults(crashes=2),
-        tardy=1.0,
+        closed_without_checkpoint, "impatient", frozenset({"repeats are the same"}), Faults(crashes=2), tardy=1.0,
         settings={"checkpoint_interval_ms": 30_000},
     ),
     "a manifest vanishes": Breakage(jobs_after_drop, "stateless", frozenset({"checkpoints stay"})),

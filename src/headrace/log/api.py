@@ -2,7 +2,7 @@
 
 Calls block, and they work on batches: the processing thread of a worker makes them between two steps. A log object
 belongs to one process and may be used from several threads unless a method says otherwise. Implementations:
-``log.memory``, ``log.embedded``, ``log.kafka``; the suite in ``headrace.testing.conformance.log`` holds for each of them.
+``log.memory``, ``log.embedded``, ``log.kafka``; the suite in ``headrace.testing.conformance.log`` holds for each.
 """
 
 from __future__ import annotations
