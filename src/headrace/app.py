@@ -15,7 +15,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 from headrace.checkpoint.checkpoints import Checkpoints
@@ -24,6 +23,7 @@ from headrace.clock import Clock, SystemClock
 from headrace.dsl.builder import Topology
 from headrace.errors import FatalError, HeadraceError, InvalidError, NotFoundError, SettingsError, TopologyError
 from headrace.log.api import Log
+from headrace.log.opening import open_log
 from headrace.metrics import Metrics
 from headrace.record import TopicPartition
 from headrace.runtime.bounds import Bounds
@@ -45,31 +45,6 @@ _log = logging.getLogger("headrace")
 
 _AT_ONCE_S = 2
 """What a run gets to unwind after a second Ctrl-C."""
-
-
-def open_log(settings: Settings, clock: Clock) -> Log:
-    """Open the log that the settings name.
-
-    Raises:
-        SettingsError: there is no such kind of log, or it cannot be used.
-    """
-    if settings.log == "memory://":
-        from headrace.log.memory import MemoryLog
-
-        return MemoryLog(clock)
-    if settings.log.startswith("kafka://"):
-        raise SettingsError(
-            "this version of headrace runs on the embedded log only, not on Kafka yet",
-            remedy="Give a directory with --log or HEADRACE_LOG",
-        )
-    if "://" in settings.log:
-        scheme = settings.log.split("://")[0]
-        raise SettingsError(
-            f"there is no log of kind {scheme}://", remedy="Give a directory with --log or HEADRACE_LOG"
-        )
-    from headrace.log.embedded.log import EmbeddedLog
-
-    return EmbeddedLog(Path(settings.log), clock=clock, fsync=settings.fsync)
 
 
 def open_checkpoints(settings: Settings, topology: str) -> Checkpoints:
@@ -337,7 +312,7 @@ def run_worker(
     """Run one of several workers, in a process of its own; the supervisor calls this there."""
     clock = SystemClock()
     topology = load_topology(spec)
-    log = open_log(settings, clock)
+    log = open_log(settings, clock, index)
     try:
         planned = prepare(topology, log, settings)
         metrics = Metrics(version("headrace"))

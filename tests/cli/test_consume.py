@@ -67,7 +67,7 @@ def test_a_time_ago(log):
         (["p", "--from", "2023-11-14T22:13:28"], "time zone"),
         (["p", "--limit", "-1"], "--limit"),
         (["p", "--log", "elsewhere"], "no log in elsewhere"),
-        (["p", "--log", "kafka://host"], "Kafka"),
+        (["p", "--log", "kafka://host"], "kafka://host:port"),
     ],
 )
 def test_wrong_use_has_exit_code_two(filled, arguments, told):
@@ -162,6 +162,9 @@ def test_what_retention_took_away_is_skipped_and_said(log, capsys):
         def read(self, most):
             if self.position < 4:
                 raise NotFoundError("gone")
+
+        def end_offset(self):
+            return 4
 
         def close(self):
             self.closed = True

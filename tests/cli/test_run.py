@@ -106,7 +106,7 @@ def test_a_field_that_is_missing_shows_no_generated_code(headrace, module, tmp_p
         (["{module}", "--workers", "many"], "--workers"),
         (["{module}", "--fsync", "rarely"], "--fsync"),
         (["{module}", "--log", "nowhere"], "no log in nowhere"),
-        (["{module}", "--log", "kafka://host"], "Kafka"),
+        (["{module}", "--log", "kafka://host"], "kafka://host:port"),
         (["{module}", "--checkpoints", "ftp://host"], "ftp://host"),
     ],
 )

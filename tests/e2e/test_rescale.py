@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-from zlib import crc32
 
 import msgspec
 
@@ -21,7 +20,7 @@ def put(site: Site, rows: Sequence[Any], partitions: int) -> None:
     log = site.open()
     parts: list[list[Any]] = [[] for _ in range(partitions)]
     for row in rows:
-        parts[crc32(row["customer_id"].encode()) % partitions].append(row)
+        parts[log.hash_key(row["customer_id"].encode()) % partitions].append(row)
     for number, part in enumerate(parts):
         values = JoinedBytes.of([msgspec.msgpack.encode(row) for row in part])
         keys = [row["customer_id"].encode() for row in part]

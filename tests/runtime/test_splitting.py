@@ -244,7 +244,7 @@ KINDS: dict[str, tuple[Build, tuple[str, ...]]] = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=25)
+@settings(max_examples=25, deadline=None)
 @given(st.integers(0, 1000), st.integers(1, 4), st.integers(0, 4), st.integers(0, 40))
 def test_results_are_those_of_a_run_that_nobody_disturbed(
     kind: str, seed: int, before: int, more: int, cut: int

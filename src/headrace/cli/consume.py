@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import select
 import sys
+import threading
 from collections.abc import Callable, Generator
 from datetime import timedelta
 from typing import Annotated, BinaryIO
@@ -139,12 +140,14 @@ def read_batches(
     """
     readers = {partition: log.reader(partition, start_offset(log, partition)) for partition in partitions}
     left = limit
+    patience = threading.Event()
     try:
         while left is None or left > 0:
-            found = False
+            found = behind = False
             for partition, reader in readers.items():
                 batch = _read(log, partition, reader, _BATCH_RECORDS if left is None else min(left, _BATCH_RECORDS))
                 if batch is None:
+                    behind = behind or reader.position < reader.end_offset()
                     continue
                 found = True
                 if batch.control:
@@ -154,7 +157,9 @@ def read_batches(
                     left -= len(batch)
                     if not left:
                         return
-            if not found:
+            if behind and not found:
+                patience.wait(_POLL_MS[0] / 1000)  # it is there, and on its way
+            elif not found:
                 yield None, -1
     finally:
         for reader in readers.values():

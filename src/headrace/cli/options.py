@@ -247,7 +247,7 @@ def opened_log(settings: Settings, clock: Clock, *, existing: bool = True) -> It
             remedy="Fill one with `headrace produce` or `headrace demo --dir DIR`, or give another with --log or "
             "HEADRACE_LOG",
         )
-    from headrace.app import open_log
+    from headrace.log.opening import open_log
 
     log = open_log(settings, clock)
     try:

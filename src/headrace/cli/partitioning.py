@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from zlib import crc32
 
 from headrace.log.api import Log
 from headrace.record import JoinedBytes, RecordBatch, TopicPartition
@@ -73,7 +72,7 @@ class TopicWriter:
         count = len(self._partitions)
         rows: list[list[int]] = [[] for _ in range(count)]
         appends = [row.append for row in rows]
-        for i, code in enumerate(map(crc32, keys)):
+        for i, code in enumerate(map(self._log.hash_key, keys)):
             appends[code % count](i)
         for number, row in enumerate(rows):
             pending = self._pending[number]

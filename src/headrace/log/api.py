@@ -2,7 +2,7 @@
 
 Calls block, and they work on batches: the processing thread of a worker makes them between two steps. A log object
 belongs to one process and may be used from several threads unless a method says otherwise. Implementations:
-``log.memory``, ``log.embedded``; the suite in ``headrace.testing.conformance.log`` holds for every one of them.
+``log.memory``, ``log.embedded``, ``log.kafka``; the suite in ``headrace.testing.conformance.log`` holds for each.
 """
 
 from __future__ import annotations
@@ -89,8 +89,10 @@ class Reader(Protocol):
     def read(self, max_records: int) -> RecordBatch | None:
         """Return the next batch, or None at the end.
 
-        A batch ends where the appended batch ended or after ``max_records``; its offsets start at ``position`` or
-        later (where retention or compaction removed records). Control batches are returned too.
+        A batch ends where an appended batch ended or after ``max_records``; those without ``progress`` may come
+        joined. Its offsets start at ``position`` or later (where retention, compaction or the marks of transactions
+        left gaps). Control batches are returned too. A log that fetches in the background returns None also where
+        nothing has come yet: then ``position`` lies before ``end_offset()``.
 
         Raises:
             CorruptError: a batch in the middle fails its checksum; names file and position.
@@ -99,7 +101,10 @@ class Reader(Protocol):
         ...
 
     def end_offset(self) -> int:
-        """Return the offset that the next appended record will get; cheap enough to call for every batch."""
+        """Return the offset that the next appended record will get; cheap enough to call for every batch.
+
+        It may be a moment old where others append; ``Log.end_offset`` is not.
+        """
         ...
 
     def close(self) -> None:
@@ -122,8 +127,8 @@ class Membership(Protocol):
     def poll(self) -> Assignment:
         """Observe the group, take what is free and meant for this member, and return what it should run.
 
-        Members whose heartbeat stood still for the session timeout, as measured by the caller's own clock, are
-        removed.
+        What others do may show a little later. Members whose heartbeat stood still for the session timeout are
+        removed; who measures it (the caller's own clock, or a broker) is up to the log.
 
         Raises:
             FencedError: this member itself was removed by the others; it must drop its tasks and join again.
@@ -234,7 +239,8 @@ class Log(Protocol):
     def append(self, partition: TopicPartition, batch: RecordBatch) -> int:
         """Append all records of ``batch`` as one and return the offset of its first.
 
-        Readers see the batch whole or not at all. Durability is what ``flush`` promises.
+        Readers see the batch whole or not at all, unless it is larger than the log takes as one: then it is appended
+        in pieces, in order. Durability is what ``flush`` promises.
 
         Raises:
             NotFoundError: no such topic or partition.
@@ -242,8 +248,27 @@ class Log(Protocol):
         """
         ...
 
+    def send(self, partition: TopicPartition, batch: RecordBatch) -> None:
+        """Append a batch behind what was appended to the partition before, without waiting until it is acknowledged.
+
+        Raises:
+            NotFoundError: no such topic or partition.
+            RetriableError: the log takes no more now; nothing of the batch will be visible.
+            FatalError: something sent before is lost, so tasks must go back to their checkpoints.
+        """
+        ...
+
+    @property
+    def hash_key(self) -> Callable[[bytes], int]:
+        """The hash, not negative, by whose remainder keys go to partitions.
+
+        It is the one that other producers on this log use, and it counts in internal topics as well: what is
+        repartitioned to meet a topic of the user's must meet it in the same partition.
+        """
+        ...
+
     def flush(self) -> None:
-        """Return once every batch appended here is acknowledged and as durable as the log's policy says."""
+        """Return once every batch appended or sent here is acknowledged and as durable as the log's policy says."""
         ...
 
     def flush_before(self, offsets: Mapping[TopicPartition, int]) -> None:

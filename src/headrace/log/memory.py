@@ -7,6 +7,7 @@ from array import array
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from zlib import crc32
 
 from headrace.clock import Clock
 from headrace.errors import InvalidError, NotFoundError
@@ -44,6 +45,7 @@ class MemoryLog:
 
     url = "memory://"
     identity = "memory"
+    hash_key = staticmethod(crc32)
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
@@ -98,6 +100,10 @@ class MemoryLog:
                 stored.bases.append(base)
                 stored.next_offset = base + len(batch)
             return base
+
+    def send(self, partition: TopicPartition, batch: RecordBatch) -> None:
+        """Append a batch."""
+        self.append(partition, batch)
 
     def flush(self) -> None:
         """Do nothing: memory is as durable as it gets."""

@@ -12,6 +12,7 @@ from headrace.checkpoint.manifest import Manifest
 from headrace.checkpoint.upload import in_threads
 from headrace.errors import InvalidError, NotFoundError, TopologyError
 from headrace.log.api import Group, Log
+from headrace.log.reading import read_to
 from headrace.record import TopicPartition
 from headrace.topology.change import Change, Kept, Verdict, abandoned, compare, read, to_reset
 from headrace.topology.plan import Plan
@@ -191,7 +192,7 @@ def _unread_of(log: Log, partition: TopicPartition, position: int) -> int:
         return 0  # the topic was deleted since
     count = 0
     try:
-        while (batch := reader.read(_COUNTED_RECORDS)) is not None:
+        for batch in read_to(reader, log.end_offset(partition), _COUNTED_RECORDS):
             count += 0 if batch.control else len(batch)
     finally:
         reader.close()

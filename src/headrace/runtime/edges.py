@@ -13,10 +13,15 @@ from headrace.operators.api import Batch
 from headrace.operators.selectors import Selector, select
 from headrace.record import JoinedBytes, Origin, Progress, RecordBatch, TopicPartition, control_batch
 from headrace.serde.api import Serde, changed_type
+from headrace.topology.graph import Repartition, Sink
+from headrace.topology.plan import Plan, SubTopology, TaskId, internal_topic, topics_above
 
 _CHUNK = struct.Struct(">I")
 
 Append = tuple[TopicPartition, RecordBatch]
+Hash = Callable[[bytes], int]
+DEFAULT_HASH: Hash = crc32
+"""The one of a log that no other producers write to."""
 
 _BY_OUTBOX = "/+outbox"
 """Ends the source of what left through an outbox; no topic can be called that."""
@@ -55,6 +60,7 @@ class Edge:
         value: Serde[Any],
         key_of: Selector | None = None,
         key: Serde[Any] | None = None,
+        hash_key: Hash = DEFAULT_HASH,
         outbox: bool = False,
     ) -> None:
         self.step = step
@@ -74,6 +80,7 @@ class Edge:
         self._value = value
         self._key_of = key_of
         self._key = key
+        self._hash_key = hash_key
         self._waiting: list[Batch] = []
 
     def process(self, batch: Batch) -> Batch:
@@ -163,9 +170,9 @@ class Edge:
             return [(0, batch, range(start, start + len(batch)))]
         if None in batch.keys:
             keys = [_CHUNK.pack((start + i) // 256 % 2**32) if key is None else key for i, key in enumerate(batch.keys)]
-            goals = [crc32(key) % count for key in keys]
+            goals = [hashed % count for hashed in map(self._hash_key, keys)]
         else:
-            goals = [hashed % count for hashed in map(crc32, batch.keys)]  # type: ignore[arg-type]
+            goals = [hashed % count for hashed in map(self._hash_key, batch.keys)]  # type: ignore[arg-type]
         if goals.count(goals[0]) == len(goals):
             return [(goals[0], batch, range(start, start + len(batch)))]
         places: list[list[int]] = [[] for _ in range(count)]
@@ -187,3 +194,37 @@ class Edge:
                 f"behind which they would be {others}",
                 remedy=f"Annotate the function that makes them with -> {name}, or make dicts",
             )
+
+
+def edge_of(
+    plan: Plan, sub: SubTopology, task: TaskId, node: Sink | Repartition, partitions: Mapping[str, int], hash_key: Hash
+) -> Edge:
+    """Return the edge that a node of the plan stands for.
+
+    Args:
+        plan: The plan that the task is part of.
+        sub: Its sub-topology.
+        task: Its id.
+        node: Where records leave.
+        partitions: How many partitions each output topic has.
+        hash_key: By whose remainder keys go to partitions.
+    """
+    if isinstance(node, Repartition):
+        topic, key_of, key = internal_topic(plan.graph, node), node.selector, node.key
+    else:
+        topic, key_of, key = node.topic, None, None
+    above = topics_above(plan.graph, sub, node)
+    return Edge(
+        topology=plan.graph.name,
+        step=node.name,
+        task=str(task),
+        inputs=len(sub.inputs),
+        alone=above[0] if len(above) == 1 else None,
+        topic=topic,
+        partitions=partitions[topic],
+        value=node.value,
+        key_of=key_of,
+        key=key,
+        hash_key=hash_key,
+        outbox=node.name in plan.outbox,
+    )

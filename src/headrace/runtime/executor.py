@@ -21,7 +21,7 @@ from headrace.operators.interval_join import LATE_RIGHT
 from headrace.operators.retrying import ErrorPolicy, Retry, final_policy
 from headrace.operators.windowed import LATE
 from headrace.record import Progress, RecordBatch, TopicPartition
-from headrace.runtime.edges import Append, Edge
+from headrace.runtime.edges import DEFAULT_HASH, Append, Edge, Hash, edge_of
 from headrace.runtime.failures import Failure, Failures, is_letters
 from headrace.runtime.outbox import Outbox
 from headrace.runtime.parking import Pause, Work
@@ -29,7 +29,7 @@ from headrace.runtime.tally import Tally
 from headrace.runtime.times import ChainTime, Mark, meet
 from headrace.runtime.ways import Way, by_port, interleave, taking_sides
 from headrace.topology.graph import Node, Repartition, Sink, Step
-from headrace.topology.plan import Plan, SubTopology, TaskId, internal_topic, must_stop_for_time, topics_above
+from headrace.topology.plan import Plan, SubTopology, TaskId, must_stop_for_time
 
 
 class Chain:
@@ -43,6 +43,7 @@ class Chain:
         context: Makes the context of a step's operator.
         outbox: Takes what has to wait for a checkpoint.
         caller: Makes the calls of asynchronous steps.
+        hash_key: By whose remainder keys go to partitions.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class Chain:
         context: Callable[[str], StepContext],
         outbox: Outbox,
         caller: Caller | None = None,
+        hash_key: Hash = DEFAULT_HASH,
     ) -> None:
         self._failures = _failures(plan, sub, task, partitions)
         self._outbox = outbox
@@ -92,7 +94,7 @@ class Chain:
                 if len(node.inputs) > 1:
                     self._gathered[node.name] = []
             elif isinstance(node, Sink | Repartition):
-                self._edges[node.name] = _edge(plan, sub, task, node, partitions)
+                self._edges[node.name] = edge_of(plan, sub, task, node, partitions, hash_key)
 
     @property
     def tally(self) -> Tally:
@@ -435,24 +437,3 @@ def _failures(plan: Plan, sub: SubTopology, task: TaskId, partitions: Mapping[st
     writes = any(final_policy(node.on_error) == "dead-letter" for node in sub.nodes)
     letters = (topic, partitions[topic]) if topic is not None and writes else None
     return Failures(plan.graph.name, task, TopicPartition(sub.inputs[0].topic, task.partition), letters)
-
-
-def _edge(plan: Plan, sub: SubTopology, task: TaskId, node: Sink | Repartition, partitions: Mapping[str, int]) -> Edge:
-    if isinstance(node, Repartition):
-        topic, key_of, key = internal_topic(plan.graph, node), node.selector, node.key
-    else:
-        topic, key_of, key = node.topic, None, None
-    above = topics_above(plan.graph, sub, node)
-    return Edge(
-        topology=plan.graph.name,
-        step=node.name,
-        task=str(task),
-        inputs=len(sub.inputs),
-        alone=above[0] if len(above) == 1 else None,
-        topic=topic,
-        partitions=partitions[topic],
-        value=node.value,
-        key_of=key_of,
-        key=key,
-        outbox=node.name in plan.outbox,
-    )

@@ -31,7 +31,7 @@ def open_task(parts: Parts, slot: Slot, restored: Restored, *, cache_bytes: int)
         task = Task(
             parts.plan, slot.sub, slot.id, store,
             partitions=parts.partitions, cache_bytes=cache_bytes, starts=starts, caller=parts.calls,
-            reset=reset, checkpoint=restored.manifest.number,
+            reset=reset, checkpoint=restored.manifest.number, hash_key=parts.log.hash_key,
         )  # fmt: skip
         firsts = first_offsets(
             str(slot.id), task.positions, parts.log,

@@ -15,13 +15,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from zlib import crc32
 
 from headrace.checkpoint.checkpoints import Checkpoints
 from headrace.checkpoint.manifest import Manifest
 from headrace.clock import Clock
 from headrace.errors import InvalidError, RetriableError
 from headrace.log.api import Committed, Group, Lease, Log, Membership
+from headrace.log.reading import read_to
 from headrace.record import TopicPartition
 from headrace.runtime.assignment import assign
 from headrace.runtime.bounds import Bounds
@@ -240,11 +240,11 @@ def _bound(log: Log, partition: TopicPartition, start: int, end: int, width: Wid
     reader = log.reader(partition, start)
     bound, strays = end, 0
     try:
-        while (batch := reader.read(_BATCH_ROWS)) is not None and batch.offsets[0] < end:
+        for batch in read_to(reader, end, _BATCH_ROWS):
             for offset, key in zip(batch.offsets, batch.keys, strict=True):
                 if key is None or batch.control:
                     continue
-                code = crc32(key)
+                code = log.hash_key(key)
                 if bound == end and code % width.before != partition.partition:
                     bound = offset
                 strays += offset >= bound and code % width.now != partition.partition
@@ -255,7 +255,7 @@ def _bound(log: Log, partition: TopicPartition, start: int, end: int, width: Wid
             f"partition {partition} has {strays} record{'s' * (strays != 1)} from offset {bound} on that belong to "
             f"other partitions, behind the first that was written for {width.now} partitions",
             remedy="Producers must all go over to the new number of partitions at one time, and put keys where "
-            "CRC-32 puts them, as `headrace produce` does",
+            "`headrace produce` puts them",
         )
     return bound
 
@@ -312,7 +312,7 @@ def _records(log: Log, partition: TopicPartition, position: int) -> int:
     reader = log.reader(partition, position)
     count = 0
     try:
-        while (batch := reader.read(_BATCH_ROWS)) is not None:
+        for batch in read_to(reader, log.end_offset(partition), _BATCH_ROWS):
             count += 0 if batch.control else len(batch)
     finally:
         reader.close()
@@ -333,7 +333,7 @@ def _move(site: Site, moves: Moves, sub: SubTopology) -> int:
             metas = {p: read_meta(s.get(META_KEY), TaskId(sub.name, p)) for p, s in stores.items()}
             starts = {p: site.log.start_offset(p) for task in sub.tasks() for p in sub.owns(task.partition)}
             steps = widths(moves.new, sub, map(kept_in, bases.values()))
-            splitting = Splitting(moves.new, sub, steps, metas, frozenset(moves.grown), starts)
+            splitting = Splitting(moves.new, sub, steps, metas, frozenset(moves.grown), starts, site.log.hash_key)
             snapshots = _split(site, splitting, sub, stores)
         return _save(site, moves, sub, splitting, snapshots, frozenset(bases))
     finally:

@@ -54,7 +54,7 @@ def _append(slot: Slot, log: Log) -> RetriableError | None:
     """Append what the slot holds as far as the log takes it; return why it does not take the rest."""
     while slot.unsent:
         try:
-            log.append(*slot.unsent[0])
+            log.send(*slot.unsent[0])
         except RetriableError as error:
             return error
         except CorruptError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import deque
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ from typing import Any
 from headrace.checkpoint.manifest import Manifest
 from headrace.errors import CorruptError, FatalError
 from headrace.log.api import Lease, Log, Reader
+from headrace.log.slices import BatchPieces
 from headrace.metrics import TaskMetrics
 from headrace.record import RecordBatch, TopicPartition
 from headrace.runtime.bounds import Bounds
@@ -139,6 +141,8 @@ class Slot:
             except CorruptError as error:
                 # The log is no state of the task: to restore that would help nobody.
                 raise FatalError(error.message, remedy=error.remedy) from error
+            if batch is not None and bounds is not None:
+                batch = _before_end(reader, batch, bounds.ends.get(partition))
             if batch is not None:
                 return partition, batch
         return None
@@ -164,3 +168,15 @@ class Slot:
     def lag(self) -> dict[TopicPartition, int]:
         """Return how many records of each input are yet to be read."""
         return {p: max(0, reader.end_offset() - reader.position) for p, reader in self.readers.items()}
+
+
+def _before_end(reader: Reader, batch: RecordBatch, end: int | None) -> RecordBatch | None:
+    """Return what of a batch lies before the end of a bounded run, and let the reader go on there.
+
+    Where offsets have gaps, as many records as there are offsets left may lead beyond the end.
+    """
+    if end is None or batch.next_offset <= end:
+        return batch
+    reader.position = end
+    count = bisect_left(batch.offsets, end)
+    return BatchPieces(batch, batch.offsets[0]).take(count) if count else None

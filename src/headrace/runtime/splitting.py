@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
-from zlib import crc32
 
 import msgpack
 
 from headrace.errors import InvalidError, TopologyError
 from headrace.operators.layouts import ByKey, Layout, Numbers, Place, Waiting, Whole, layouts
 from headrace.record import TopicPartition
+from headrace.runtime.edges import DEFAULT_HASH, Hash
 from headrace.runtime.meta import META_KEY, WITHOUT_OUTBOX
 from headrace.runtime.outbox import ROWS
 from headrace.state.api import Store, WriteBatch
@@ -39,6 +39,7 @@ class Splitting:
         metas: What the tasks kept.
         grown: The topics that have more partitions now; of the internal ones, every record was read.
         starts: Where each input partition begins that no task has read yet.
+        hash_key: By whose remainder the log puts keys into partitions.
 
     Raises:
         TopologyError: a step keeps what cannot be split by key.
@@ -52,6 +53,7 @@ class Splitting:
         metas: Metas,
         grown: Collection[str],
         starts: Mapping[TopicPartition, int],
+        hash_key: Hash = DEFAULT_HASH,
     ) -> None:
         self._plan = plan
         self._sub = sub
@@ -59,6 +61,7 @@ class Splitting:
         self._metas = metas
         self._grown = grown
         self._starts = starts
+        self._hash_key = hash_key
         self._layouts: dict[str, Mapping[str, Layout]] = {}
         for node in sub.nodes:
             if isinstance(node, Step) and node.spec.stateful:
@@ -180,7 +183,7 @@ class Splitting:
         return encode_time(decode_time(number) * (max(self._metas) + 1) + task)
 
     def _goal(self, task: int, step: str, key: bytes) -> int:
-        hashed = crc32(key)
+        hashed = self._hash_key(key)
         widths = self._widths[step]
         if hashed % widths.before != task:
             raise InvalidError(

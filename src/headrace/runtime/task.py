@@ -16,7 +16,7 @@ import msgpack
 from headrace.operators.api import Batch, StepContext
 from headrace.operators.async_map import Caller
 from headrace.record import MIN_WATERMARK, RecordBatch, TopicPartition
-from headrace.runtime.edges import Append, left_by_outbox
+from headrace.runtime.edges import DEFAULT_HASH, Append, Hash, left_by_outbox
 from headrace.runtime.executor import Chain
 from headrace.runtime.ingest import decode, ingest
 from headrace.runtime.inputs import TaskInput
@@ -63,6 +63,7 @@ class Task:
         caller: Makes the calls of asynchronous steps; None if there are none.
         reset: Steps whose state is forgotten.
         checkpoint: The number of the checkpoint that the store holds.
+        hash_key: By whose remainder keys go to partitions.
 
     Raises:
         CorruptError: the store was written by a newer version, or makes no sense.
@@ -82,6 +83,7 @@ class Task:
         caller: Caller | None = None,
         reset: frozenset[str] = frozenset(),
         checkpoint: int = 0,
+        hash_key: Hash = DEFAULT_HASH,
     ) -> None:
         self.id = task_id
         self.budget = Budget(cache_bytes, self._part)
@@ -99,7 +101,7 @@ class Task:
         self.outbox = Outbox(cache_bytes // 2)
         """What waits for a checkpoint before it may leave."""
         self.outbox.restore(store)
-        self._chain = Chain(plan, sub, task_id, partitions, self._context, self.outbox, caller)
+        self._chain = Chain(plan, sub, task_id, partitions, self._context, self.outbox, caller, hash_key)
         self._parked: Parked[list[Append]] | None = None
         self._sequences: dict[str, int] = meta.get("sequences", {})
         """Kept for edges that are not there at present, too: what they wrote was seen downstream."""

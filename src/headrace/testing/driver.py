@@ -19,13 +19,12 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from itertools import count, repeat
 from typing import Any
-from zlib import crc32
 
 from headrace.dsl.builder import Topology
 from headrace.errors import NotFoundError
 from headrace.operators.selectors import select
 from headrace.record import Headers, JoinedBytes, Record, RecordBatch, TopicPartition
-from headrace.runtime.edges import Append
+from headrace.runtime.edges import DEFAULT_HASH, Append
 from headrace.runtime.task import Task
 from headrace.serde.api import Serde
 from headrace.settings import duration_ms
@@ -477,7 +476,7 @@ class TopologyTestDriver:
 
     def _place(self, topic: str, key: bytes | None) -> int:
         partitions = self._partitions[topic]
-        return next(self._keyless) % partitions if key is None else crc32(key) % partitions
+        return next(self._keyless) % partitions if key is None else DEFAULT_HASH(key) % partitions
 
 
 def _at(topic: str, partition: int) -> TopicPartition:

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypeVar
+from zlib import crc32
 
 from headrace.clock import Clock
 from headrace.errors import NotFoundError, SettingsError
@@ -40,6 +41,8 @@ class EmbeddedLog:
         InvalidError: a newer headrace made the log.
         SettingsError: the directory or ``fsync`` cannot be used.
     """
+
+    hash_key = staticmethod(crc32)
 
     def __init__(self, directory: Path, *, clock: Clock, fsync: str = "checkpoint") -> None:
         if fsync not in _FSYNC:
@@ -88,6 +91,10 @@ class EmbeddedLog:
             # Another process may have deleted the topic and made it again.
             self._forget(partition)
             return self._appender(partition).append(batch)
+
+    def send(self, partition: TopicPartition, batch: RecordBatch) -> None:
+        """Append a batch."""
+        self.append(partition, batch)
 
     def flush(self) -> None:
         """Force what this object appended to the disk, if the policy says so."""

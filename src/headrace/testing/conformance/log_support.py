@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,12 +46,38 @@ def make_batch(
     return RecordBatch(timestamps, some, JoinedBytes.of(values), **columns)
 
 
+def until(check: Callable[[], object], timeout_s: float = 15) -> None:
+    """Wait until ``check`` returns something true; what a log learns from others, it may learn a little later."""
+    deadline = time.monotonic() + timeout_s
+    while not check():
+        assert time.monotonic() < deadline, "what was waited for did not happen"
+        time.sleep(0.005)
+
+
+def read_next(reader: Reader, max_records: int = 10) -> RecordBatch | None:
+    """Return the next batch, None at the end; wait for what is known to be there but has not come yet."""
+    got: list[RecordBatch] = []
+
+    def found() -> bool:
+        batch = reader.read(max_records)
+        got.extend([] if batch is None else [batch])
+        return batch is not None or reader.position >= reader.end_offset()
+
+    until(found)
+    return got[0] if got else None
+
+
 def read_all(reader: Reader, max_records: int = 1000) -> list[RecordBatch]:
     """Read up to the end."""
     batches = []
-    while (batch := reader.read(max_records)) is not None:
+    while (batch := read_next(reader, max_records)) is not None:
         batches.append(batch)
     return batches
+
+
+def read_until(reader: Reader, position: int) -> None:
+    """Read until a position is reached, however long it takes to be appended."""
+    until(lambda: reader.read(1) is None and reader.position >= position)
 
 
 def values_of(batches: Sequence[RecordBatch]) -> list[bytes | None]:
@@ -77,6 +104,9 @@ def assign_evenly(members: Sequence[str], units: Sequence[str], held: Mapping[st
 
 class LogFixtures:
     """What the suites below are given."""
+
+    least_segment_bytes = 1
+    """The smallest segments that the log makes."""
 
     def open_log(self, directory: Path, clock: Clock) -> Log:
         """Return an empty log; ``directory`` is empty and may be used for its files."""

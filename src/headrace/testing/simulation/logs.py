@@ -116,6 +116,15 @@ class WorkerLog:
         self._operator.finish()
         return base
 
+    def send(self, partition: TopicPartition, batch: RecordBatch) -> None:
+        """Append a batch behind what was appended before."""
+        self.append(partition, batch)
+
+    @property
+    def hash_key(self) -> Callable[[bytes], int]:
+        """The hash by whose remainder keys go to partitions."""
+        return self._shared.hash_key
+
     def flush(self) -> None:
         """Make durable what was appended here."""
         if self._operator.strike("flush", "") == faults.FAIL:

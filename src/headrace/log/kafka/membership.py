@@ -1,0 +1,364 @@
+"""One worker's membership of a Kafka group: the shell around the decisions of ``leading``.
+
+A task in the client's thread joins, keeps the membership alive and joins again when the group changes, all beside the
+tasks of the worker, which a rebalance does not stop. It says that the member lives only as long as the worker says so
+(``heartbeat`` or ``poll``), so that a process that hangs loses its units.
+
+That it has a copy of a unit is for the leader, too. It costs a rebalance, which stops nobody, only if the unit is
+about to come here, and several copies go into one. Of all other copies it speaks when it joins again anyway.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from aiokafka.coordinator.protocol import ConsumerProtocolMemberAssignment, ConsumerProtocolMemberMetadata
+from aiokafka.errors import (
+    GroupCoordinatorNotAvailableError,
+    IllegalGenerationError,
+    KafkaError,
+    MemberIdRequired,
+    NotCoordinatorForGroupError,
+    RebalanceInProgressError,
+    UnknownMemberIdError,
+    for_code,
+)
+from aiokafka.protocol.commit import OffsetCommitRequest
+from aiokafka.protocol.group import HeartbeatRequest, JoinGroupRequest, LeaveGroupRequest, SyncGroupRequest
+
+from headrace.clock import Clock
+from headrace.errors import FencedError, HeadraceError, RetriableError
+from headrace.log.api import Assign, Assignment, Committed, Lease
+from headrace.log.groups import waited
+from headrace.log.kafka.connection import Connection, check_code
+from headrace.log.kafka.coordinator import coordinator
+from headrace.log.kafka.leading import Claim, Grant, grants
+from headrace.record import TopicPartition
+
+_log = logging.getLogger("headrace")
+
+PROTOCOL = "headrace"
+_KIND = "consumer"
+_GROUP_CONNECTION = "group"
+_BEAT_S = 0.1
+"""Heartbeats are sent no more often."""
+_TOGETHER_S = 0.3
+"""How long news wait for others to go with them into one rebalance."""
+_FENCED_INSTANCE = 82
+_LONGEST_REBALANCE_MS = 30_000
+_COMMIT_S = 20
+
+
+class _Has(NamedTuple):
+    """What a member holds; replaced as a whole, as another thread reads it."""
+
+    grant: Grant
+    released: frozenset[str]
+    """What was released and not told to the leader yet."""
+    copied: frozenset[str] = frozenset()
+    """Of what it has a copy that it should have."""
+
+
+class KafkaMembership:
+    """See ``log.api.Membership``."""
+
+    def __init__(
+        self, group: str, connection: Connection, clock: Clock, member_id: str,
+        units: Mapping[str, Sequence[TopicPartition]], assign: Assign, session_timeout_ms: int,
+        handoff_timeout_ms: int = 0, standby_copies: int = 0,
+    ) -> None:  # fmt: skip
+        self.member_id = member_id
+        self._group = group
+        self._connection = connection
+        self._clock = clock
+        self._units = units
+        self._assign = assign
+        self._timeout_ms = session_timeout_ms
+        self._handoff_timeout_ms = handoff_timeout_ms
+        self._standby_copies = standby_copies
+        self._waited: dict[str, int] = {}
+        """Since when what is to go waits for its next holder."""
+        self._joined_ms = clock.now_ms()
+        self._instance_id = connection.options.instance_id or None
+        # What follows belongs to the client's thread, but for reading.
+        self._instance = ""
+        """Kafka's id of this member."""
+        self._generation = -1
+        """Kafka's, which grows with every rebalance."""
+        self._has = _Has(Grant(member_id, 0, {}, (), {}, ()), frozenset())
+        self._rejoin_due: float | None = None
+        self._fenced = self._left = self._retired = False
+        self._failure: HeadraceError | None = None
+        self._node: int | None = None
+        self._beat = asyncio.Event()
+        self._beaten = 0.0
+        self._task: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Begin to join."""
+        self._task = self._connection.loop.create_task(self._run())
+        self._connection.at_end(self._stop)
+
+    def heartbeat(self) -> None:
+        """Say that this member lives."""
+        self._connection.soon(self._beat.set)
+
+    def poll(self) -> Assignment:
+        """Return what this member should run, as of the last rebalance."""
+        self._check()
+        self._connection.soon(self._beat.set)
+        has = self._has
+        now_ms = self._clock.monotonic_ms()
+        self._waited = waited(self._waited, set(has.grant.outgoing) - has.released, now_ms)
+        overdue = {unit for unit, since_ms in self._waited.items() if now_ms - since_ms >= self._handoff_timeout_ms}
+        return has.grant.assignment(has.released, overdue)
+
+    def release(self, unit: str) -> None:
+        """Give up a unit; the group learns of it in a rebalance. Idempotent."""
+        if not self._left:
+            self._connection.call(self._release(unit))
+
+    def retire(self) -> None:
+        """Get nothing more, so that the others make ready for what this member holds; idempotent.
+
+        That holds for a static member as well: what it has goes to others before it is gone.
+        """
+        if not self._left:
+            self._connection.soon(self._retire)
+
+    def copied(self, unit: str) -> None:
+        """Say that this member has a copy of what the last checkpoint of a unit consists of; idempotent."""
+        if not self._left:
+            self._connection.soon(self._copied, unit)
+
+    def commit(self, lease: Lease, offsets: Mapping[TopicPartition, Committed]) -> None:
+        """Record positions for lag and tools."""
+        self._check()
+        if offsets:
+            self._connection.call(self._commit(lease, offsets))
+        else:
+            self._check_lease(lease)
+
+    def leave(self) -> None:
+        """Release everything and leave; idempotent. A static member is only gone, and may come back."""
+        if self._left:
+            return
+        self._left = True
+        self._connection.call(self._leave())
+
+    # --- in the client's thread
+
+    async def _release(self, unit: str) -> None:
+        has = self._has
+        if unit in has.grant.leases and unit not in has.released:
+            released = has.released | {unit}
+            self._has = has._replace(released=released)
+            self._rejoin_soon(at_once=set(has.grant.outgoing) <= released)
+
+    def _retire(self) -> None:
+        if not self._retired:
+            self._retired = True
+            self._rejoin_soon(at_once=True)
+
+    def _copied(self, unit: str) -> None:
+        has = self._has
+        if unit in has.grant.copies and unit not in has.copied:
+            copied = has.copied | {unit}
+            self._has = has._replace(copied=copied)
+            if unit in has.grant.incoming:
+                self._rejoin_soon(at_once=set(has.grant.incoming) <= copied)
+
+    def _rejoin_soon(self, *, at_once: bool) -> None:
+        now = self._connection.loop.time()
+        self._rejoin_due = now if at_once else self._rejoin_due or now + _TOGETHER_S
+        self._beat.set()
+
+    async def _leave(self) -> None:
+        await self._stop()
+        if self._instance and not self._fenced and self._instance_id is None:
+            try:
+                await self._ask(LeaveGroupRequest(self._group, self._instance))
+            except KafkaError as error:
+                raise self._connection.translated(error, f"leaving group {self._group}") from error
+
+    async def _stop(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _run(self) -> None:
+        rejoin = True
+        while not self._fenced:
+            try:
+                if rejoin:
+                    await self._join()
+                    rejoin = False
+                rejoin = await self._live()
+            except (RebalanceInProgressError, IllegalGenerationError, MemberIdRequired):
+                rejoin = True
+            except UnknownMemberIdError as error:
+                self._lost(error)
+            except (NotCoordinatorForGroupError, GroupCoordinatorNotAvailableError):
+                await self._again()
+            except KafkaError as error:
+                if not error.retriable:
+                    self._failure = self._connection.translated(error, f"group {self._group}")
+                    return
+                await self._again()
+            except HeadraceError as error:
+                self._failure = error
+                return
+
+    def _lost(self, error: KafkaError) -> None:
+        if self._generation < 0:  # never was a member: the id that was lent has expired
+            self._instance = ""
+        else:
+            _log.debug("no longer a member of group %s: %s", self._group, error)
+            self._fenced = True
+
+    async def _again(self) -> None:
+        self._node = None
+        # Whoever cannot reach the group keeps what it has: it can neither read nor write meanwhile, and the group will
+        # say if it has removed the member. An outage for all is no reason to begin anew.
+        await self._connection.pause(0.3)
+
+    async def _live(self) -> bool:
+        """Keep the membership; return whether to join again."""
+        loop = self._connection.loop
+        while True:
+            due = self._rejoin_due
+            wait = self._timeout_ms / 1000 if due is None else max(due - loop.time(), 0)
+            if not await self._told(wait) and due is None:
+                continue  # the worker is silent, and so is its member
+            if self._rejoin_due is not None and loop.time() >= self._rejoin_due:
+                return True
+            self._beat.clear()
+            if loop.time() - self._beaten >= _BEAT_S:
+                self._beaten = loop.time()
+                code = (await self._ask(HeartbeatRequest(self._group, self._generation, self._instance))).error_code
+                self._check_code(code)
+
+    async def _told(self, timeout_s: float) -> bool:
+        """Wait for the worker to say that it lives, or has released something; return whether it did."""
+        if not self._beat.is_set():
+            waiting = self._connection.loop.create_task(self._beat.wait())
+            try:
+                await asyncio.wait([waiting], timeout=timeout_s)
+            finally:
+                waiting.cancel()
+        return self._beat.is_set()
+
+    async def _join(self) -> None:
+        told, retires = self._has, self._retired
+        grant = told.grant
+        held = {unit: epoch for unit, epoch in grant.leases.items() if unit not in told.released}
+        claim = Claim(
+            self.member_id, self._joined_ms, [] if retires else list(self._units), held, grant.known, grant.generation,
+            grant.instances, sorted(told.copied), self._standby_copies,
+        )  # fmt: skip
+        topics = sorted({partition.topic for partitions in self._units.values() for partition in partitions})
+        metadata = ConsumerProtocolMemberMetadata(0, topics, claim.encode()).encode()
+        self._rejoin_due = None
+        response = await self._ask(
+            JoinGroupRequest(
+                self._group, self._timeout_ms, min(self._timeout_ms, _LONGEST_REBALANCE_MS), self._instance,
+                self._instance_id, _KIND, [(PROTOCOL, metadata)],
+            )
+        )  # fmt: skip
+        if for_code(response.error_code) is MemberIdRequired:
+            self._instance = response.member_id
+        self._check_code(response.error_code)
+        self._instance, self._generation = response.member_id, response.generation_id
+        answers = self._lead(response.members) if response.leader_id == response.member_id else []
+        sync = await self._ask(
+            SyncGroupRequest(self._group, self._generation, self._instance, self._instance_id, answers)
+        )
+        self._check_code(sync.error_code)
+        got = Grant.decode(ConsumerProtocolMemberAssignment.decode(sync.member_assignment).user_data)
+        # What happened while the group settled is news to the leader; what was released is still ours as it sees it.
+        now = self._has
+        released = (now.released - told.released) & got.leases.keys()
+        copied = now.copied.intersection(got.copies)
+        self._has = _Has(got, frozenset(released), copied)
+        if released or self._retired != retires or (copied - told.copied).intersection(got.incoming):
+            self._rejoin_soon(at_once=True)
+        if got.fenced:
+            self._fenced = True
+
+    def _lead(self, members: Sequence[Any]) -> list[tuple[str, bytes]]:
+        claims = {}
+        for instance, *_, metadata in members:
+            claims[instance] = Claim.decode(ConsumerProtocolMemberMetadata.decode(metadata).user_data)
+        told = grants(claims, self._assign, self._clock.now_ms() // 1000)
+        answers = []
+        for instance, grant in told.items():
+            by_topic: dict[str, set[int]] = {}
+            for unit in grant.leases:
+                for topic, number in self._units.get(unit, ()):
+                    by_topic.setdefault(topic, set()).add(number)
+            shown = [(topic, sorted(numbers)) for topic, numbers in sorted(by_topic.items())]
+            answers.append((instance, ConsumerProtocolMemberAssignment(0, shown, grant.encode()).encode()))
+        return answers
+
+    async def _commit(self, lease: Lease, offsets: Mapping[TopicPartition, Committed]) -> None:
+        topics: dict[str, list[tuple[int, int, str]]] = {}
+        for (topic, number), committed in offsets.items():
+            topics.setdefault(topic, []).append((number, committed.offset, committed.metadata))
+        deadline = self._connection.loop.time() + _COMMIT_S
+        while True:
+            self._check()
+            self._check_lease(lease)
+            generation = self._generation
+            request = OffsetCommitRequest(self._group, generation, self._instance, -1, list(topics.items()))
+            try:
+                response = await self._ask(request)
+                for _, partitions in response.topics:
+                    for _, code in partitions:
+                        self._check_code(code)
+            except UnknownMemberIdError as error:
+                if generation == self._generation:
+                    self._lost(error)
+            except (RebalanceInProgressError, IllegalGenerationError):
+                self._beat.set()  # the group settles, or this member does not know yet that it did
+            except KafkaError as error:
+                if not error.retriable:
+                    raise
+                self._node = None
+            else:
+                return
+            if self._connection.loop.time() > deadline:
+                raise RetriableError(f"offsets of group {self._group} could not be committed while it settles")
+            await self._connection.pause()
+
+    async def _ask(self, request: Any) -> Any:
+        if self._node is None:
+            self._node = await coordinator(self._connection, self._group)
+        # Joining takes as long as the others take, and must not keep other requests waiting.
+        joins = isinstance(request, JoinGroupRequest | SyncGroupRequest)
+        way = f"{_GROUP_CONNECTION}-{'join' if joins else 'beat'}-{id(self)}"
+        return await self._connection.send(self._node, request, group=way)
+
+    def _check_code(self, code: int) -> None:
+        if code == _FENCED_INSTANCE:
+            raise UnknownMemberIdError
+        check_code(code)
+
+    def _check(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+        if self._fenced or self._left:
+            raise FencedError(
+                f"member {self.member_id} is no longer in group {self._group}",
+                remedy="Drop all tasks and join again; raise the session timeout if the member was only slow",
+            )
+
+    def _check_lease(self, lease: Lease) -> None:
+        has = self._has
+        if lease.unit in has.released or has.grant.leases.get(lease.unit) != lease.epoch:
+            raise FencedError(
+                f"unit {lease.unit} of group {self._group} is no longer held under epoch {lease.epoch}",
+                remedy="Drop the task; its new owner continues from its last checkpoint",
+            )

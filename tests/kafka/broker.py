@@ -1,0 +1,227 @@
+"""A real Kafka broker for the tests: one that is named, one in Docker, or Apache Kafka on the machine's own Java."""
+
+from __future__ import annotations
+
+import base64
+import fcntl
+import hashlib
+import os
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+POM = Path(__file__).with_name("pom.xml")
+IMAGE = "apache/kafka:4.1.1"
+REMEDY = (
+    "Name a broker with HEADRACE_TEST_KAFKA=host:port, start Docker, or install Java 17 and Maven "
+    "(apt-get install --no-install-recommends openjdk-17-jre-headless maven)"
+)
+_START_S = 60
+
+
+class NoBroker(Exception):
+    """There is no way to a broker on this machine."""
+
+
+@contextmanager
+def broker(directory: Path) -> Iterator[str]:
+    """Yield ``host:port`` of a broker, which is stopped in the end if it was started here.
+
+    Tests delete every topic and group that they find on it, so ``HEADRACE_TEST_KAFKA`` must name one that is for tests.
+
+    Args:
+        directory: Empty; for what the broker writes.
+
+    Raises:
+        NoBroker: there is none, and none can be started.
+    """
+    named = os.environ.get("HEADRACE_TEST_KAFKA")
+    if named:
+        yield named
+    elif _docker_runs():
+        with _in_docker() as address:
+            yield address
+    elif has_java():
+        started = JavaBroker(directory)
+        try:
+            started.start()
+            yield started.address
+        finally:
+            started.kill()
+    else:
+        raise NoBroker(f"there is no Kafka broker to test with. {REMEDY}")
+
+
+def has_java() -> bool:
+    """Return whether this machine can run a broker without Docker."""
+    return shutil.which("java") is not None and shutil.which("mvn") is not None
+
+
+def free_port() -> int:
+    """Return a port of the loopback that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def properties(port: int, controller_port: int, directory: Path) -> dict[str, str]:
+    """Return the settings of a broker that starts fast and forgets nothing that a test needs."""
+    return {
+        "process.roles": "broker,controller",
+        "node.id": "1",
+        "controller.quorum.voters": f"1@127.0.0.1:{controller_port}",
+        "listeners": f"PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller_port}",
+        "advertised.listeners": f"PLAINTEXT://127.0.0.1:{port}",
+        "controller.listener.names": "CONTROLLER",
+        "listener.security.protocol.map": "CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT",
+        "log.dirs": str(directory),
+        "num.network.threads": "2",
+        "num.io.threads": "2",
+        "background.threads": "2",
+        "log.cleaner.threads": "1",
+        "log.retention.ms": "-1",  # it goes by the records' own time, and those of tests are old
+        "log.cleaner.dedupe.buffer.size": str(4 * 1024**2),
+        "auto.create.topics.enable": "true",  # a client that makes topics by mentioning them must be found out
+        "offsets.topic.replication.factor": "1",
+        "offsets.topic.num.partitions": "1",
+        "transaction.state.log.replication.factor": "1",
+        "transaction.state.log.min.isr": "1",
+        "transaction.state.log.num.partitions": "1",
+        "share.coordinator.state.topic.replication.factor": "1",
+        "share.coordinator.state.topic.min.isr": "1",
+        "group.initial.rebalance.delay.ms": "0",
+        "group.min.session.timeout.ms": "100",
+        "broker.session.timeout.ms": "2000",  # how long one that was killed is waited for
+        "broker.heartbeat.interval.ms": "500",
+    }
+
+
+def _docker_runs() -> bool:
+    if shutil.which("docker") is None:
+        return False
+    return subprocess.run(["docker", "info"], capture_output=True, check=False).returncode == 0
+
+
+@contextmanager
+def _in_docker() -> Iterator[str]:
+    port = free_port()
+    settings = properties(port, 9093, Path("/tmp/data"))
+    settings["listeners"] = f"PLAINTEXT://0.0.0.0:{port},CONTROLLER://0.0.0.0:9093"
+    variables = [f"--env=KAFKA_{name.upper().replace('.', '_')}={value}" for name, value in settings.items()]
+    command = ["docker", "run", "--rm", "--detach", f"--publish=127.0.0.1:{port}:{port}", *variables]
+    command += ["--env=KAFKA_HEAP_OPTS=-Xmx384m", IMAGE]
+    name = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    try:
+        _wait_for(port, lambda: None)
+        yield f"127.0.0.1:{port}"
+    finally:
+        subprocess.run(["docker", "stop", "--time=5", name], capture_output=True, check=False)
+
+
+class JavaBroker:
+    """A broker in a process of its own; it keeps its address and its records when it is started again.
+
+    Args:
+        directory: For what it writes; empty.
+        user: A name and a password; makes a second listener, with TLS and SCRAM, at ``secure_address``, whose
+            certificate is in ``certificate``.
+    """
+
+    def __init__(self, directory: Path, user: tuple[str, str] | None = None) -> None:
+        self._port, controller_port = free_port(), free_port()
+        self.address = f"127.0.0.1:{self._port}"
+        self._told = directory / "broker.log"
+        self._file = directory / "server.properties"
+        settings = properties(self._port, controller_port, directory / "data")
+        options: list[str] = []
+        if user is not None:
+            secure_port = free_port()
+            self.secure_address = f"127.0.0.1:{secure_port}"
+            self.certificate = directory / "certificate.pem"
+            settings |= _secured(settings, secure_port, self.certificate)
+            options = ["--add-scram", f"SCRAM-SHA-512=[name={user[0]},password={user[1]}]"]
+        self._file.write_text("".join(f"{name}={value}\n" for name, value in settings.items()))
+        self._java = ["java", "-Xmx384m", "-Xss512k", "-XX:+UseSerialGC", "-cp", f"{fetched()}/*"]
+        self._process: subprocess.Popen[bytes] | None = None
+        cluster = base64.urlsafe_b64encode(os.urandom(16)).rstrip(b"=").decode().replace("-", "A")
+        form = [self._java[0], "-XX:TieredStopAtLevel=1", *self._java[1:], "kafka.tools.StorageTool", "format"]
+        subprocess.run([*form, "-t", cluster, "-c", str(self._file), *options], capture_output=True, check=True)
+
+    def start(self) -> None:
+        """Start it, and wait until it listens."""
+        with self._told.open("ab") as output:
+            command = [*self._java, "kafka.Kafka", str(self._file)]
+            self._process = subprocess.Popen(command, stdout=output, stderr=output)
+        _wait_for(self._port, self._check)
+
+    def kill(self) -> None:
+        """Kill it; idempotent."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+    def _check(self) -> None:
+        assert self._process is not None
+        if self._process.poll() is not None:
+            raise NoBroker(f"the broker ended with {self._process.returncode}: {self._told.read_text()[-2000:]}")
+
+
+def _secured(settings: dict[str, str], port: int, certificate: Path) -> dict[str, str]:
+    """Return what a listener with TLS and SCRAM needs, and make its certificate."""
+    key = certificate.with_suffix(".key")
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
+    command += ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(certificate)]
+    subprocess.run(command, capture_output=True, check=True)
+    one_line = {file: file.read_text().replace("\n", "\\n") for file in (key, certificate)}
+    address = f"SASL_SSL://127.0.0.1:{port}"
+    name = "listener.name.sasl_ssl"
+    return {
+        "listeners": f"{settings['listeners']},{address}",
+        "advertised.listeners": f"{settings['advertised.listeners']},{address}",
+        "listener.security.protocol.map": f"{settings['listener.security.protocol.map']},SASL_SSL:SASL_SSL",
+        "sasl.enabled.mechanisms": "SCRAM-SHA-512",
+        f"{name}.scram-sha-512.sasl.jaas.config": "org.apache.kafka.common.security.scram.ScramLoginModule required;",
+        f"{name}.ssl.keystore.type": "PEM",
+        f"{name}.ssl.keystore.key": one_line[key],
+        f"{name}.ssl.keystore.certificate.chain": one_line[certificate],
+    }
+
+
+def fetched() -> Path:
+    """Return the directory with Kafka's jars, which Maven fetches the first time.
+
+    Raises:
+        NoBroker: they cannot be fetched.
+    """
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "headrace-tests"
+    version = hashlib.sha256(POM.read_bytes()).hexdigest()[:16]
+    jars = cache / f"kafka-{version}"
+    cache.mkdir(parents=True, exist_ok=True)
+    with (cache / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if jars.is_dir():
+            return jars
+        fresh = cache / f"kafka-{version}.part"
+        shutil.rmtree(fresh, ignore_errors=True)
+        command = ["mvn", "-q", "-B", "-f", str(POM), "dependency:copy-dependencies"]
+        command += [f"-DoutputDirectory={fresh}", "-DincludeScope=runtime"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
+        if done.returncode:
+            raise NoBroker(f"Maven could not fetch Kafka: {(done.stdout + done.stderr)[-1000:]}. {REMEDY}")
+        fresh.rename(jars)
+    return jars
+
+
+def _wait_for(port: int, check: Callable[[], None]) -> None:
+    deadline = time.monotonic() + _START_S
+    while time.monotonic() < deadline:
+        check()
+        with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+            return
+        time.sleep(0.05)
+    raise NoBroker(f"the broker does not listen on port {port} after {_START_S} s")

@@ -1,0 +1,103 @@
+"""``card_spend`` on a real broker, with real processes and real kills: the results are what SQL says."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from headrace.clock import SystemClock
+from headrace.demo.payments import Payments
+from headrace.log.api import Log
+from headrace.log.kafka.log import KafkaLog
+from headrace.record import Record, TopicPartition
+from headrace.testing.conformance.log_support import read_all
+from tests.e2e.harness import Site, _decoded, expected, fill, kill_all, results, wait_for, workers_of
+from tests.kafka.clean import wipe
+
+PAYMENTS = Payments(count=15_000, customers=1_000, duplicate_share=0.02, late_share=0.01)
+
+
+@dataclass(frozen=True)
+class KafkaSite(Site):
+    """A folder and a broker."""
+
+    address: str
+
+    def environment(self, **more: str) -> Mapping[str, str]:
+        return super().environment(HEADRACE_LOG=f"kafka://{self.address}", **more)
+
+    def open(self):
+        return KafkaLog(f"kafka://{self.address}", clock=SystemClock())
+
+    def read(self, topic: str) -> list[Record]:
+        log = self.open()
+        records = []
+        for partition in range(log.topics()[topic].partitions if topic in log.topics() else 0):
+            place = TopicPartition(topic, partition)
+            reader = log.reader(place, log.start_offset(place))
+            for batch in read_all(reader, 100_000):
+                records += [] if batch.control else batch.records(topic, partition)
+            reader.close()
+        log.close()
+        return [_decoded(record) for record in records]
+
+
+@pytest.fixture
+def site(tmp_path: Path, kafka: str) -> KafkaSite:
+    """Return a site on an empty broker."""
+    wipe(kafka)
+    return KafkaSite(tmp_path, kafka)
+
+
+def test_results_are_what_sql_says(site: KafkaSite) -> None:
+    fill(site, PAYMENTS, 4)
+    site.run("run", "topologies.card_spend", "--until-end", "--workers", "2")
+    assert results(site.read("spend-per-minute")) == expected(site)
+
+
+@pytest.mark.parametrize("topology", ["topologies.card_spend", "tests.e2e.repartitioned"])
+def test_a_killed_worker(site: KafkaSite, topology: str) -> None:
+    keyed = topology == "topologies.card_spend"
+    fill(site, PAYMENTS, 4, keyed=keyed)
+    group = "card-spend" if keyed else "repartitioned"
+    slow = {
+        "HEADRACE_CHECKPOINT_INTERVAL": "100ms", "HEADRACE_BATCH_RECORDS": "100",
+        "HEADRACE_SESSION_TIMEOUT": "2s", "HEADRACE_HEARTBEAT_INTERVAL": "500ms",
+    }  # fmt: skip
+    rng = random.Random(4)
+    process = site.start("run", topology, "--workers", "2", **slow)
+    try:
+        for _ in range(2):
+            with closing(site.open()) as log:
+                goal = committed(log, group) + rng.randrange(1000, 4000)
+                wait_for(partial(reached, log, group, goal, process))
+            if process.poll() is not None:
+                pytest.fail(process.communicate()[0])
+            os.kill(rng.choice(wait_for(partial(workers_of, process))), signal.SIGKILL)
+    finally:
+        kill_all(process)
+    site.run("run", topology, "--until-end", "--workers", "2", **slow)
+    found = results(site.read("spend-per-minute"))
+    if keyed:
+        assert found == expected(site)
+    else:
+        assert sum(count for count, _ in found.values()) == len(site.read("payments"))
+
+
+def committed(log: Log, group: str) -> int:
+    """Return how many records the tasks of a topology have read, by their last checkpoints."""
+    return sum(position.offset for position in log.group(group).committed().values())
+
+
+def reached(log: Log, group: str, goal: int, process: subprocess.Popen[str]) -> bool:
+    """Return whether that many records were read, or the command has ended."""
+    return committed(log, group) >= goal or process.poll() is not None

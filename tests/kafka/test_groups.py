@@ -1,0 +1,191 @@
+"""Groups on a real broker, as the workers and Kafka's own tools see them."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+from aiokafka import AIOKafkaConsumer
+from aiokafka.admin import AIOKafkaAdminClient
+
+from headrace.clock import SystemClock
+from headrace.errors import FencedError, HeadraceError
+from headrace.log.api import Committed
+from headrace.log.kafka.log import KafkaLog
+from headrace.log.kafka.options import KafkaOptions
+from headrace.record import TopicPartition
+from headrace.testing.conformance.log_support import assign_evenly, make_batch, until
+from tests.kafka.clean import wipe
+
+UNITS = {f"t-{i}": [TopicPartition("payments", i)] for i in range(4)}
+
+
+@pytest.fixture
+def open_log(kafka):
+    wipe(kafka)
+    opened = []
+
+    def open_one(**options):
+        opened.append(KafkaLog(f"kafka://{kafka}", clock=SystemClock(), options=KafkaOptions(**options)))
+        return opened[-1]
+
+    open_one().create_topic("payments", 4)
+    yield open_one
+    for log in opened:
+        log.close()
+
+
+def join(log, name, timeout_ms=3000):
+    return log.group("g").join(name, UNITS, assign_evenly, session_timeout_ms=timeout_ms)
+
+
+def settled(*members, shares):
+    """Poll all members, release what they are asked for, until each has its share."""
+
+    def check():
+        for member in members:
+            for unit in member.poll().revoked:
+                member.release(unit)
+        return [len(member.poll().leases) for member in members] == shares
+
+    until(check)
+
+
+def test_what_stays_is_not_touched(open_log):
+    """A rebalance is no interruption: whoever keeps a unit keeps its lease all the while."""
+    one = join(open_log(), "m1")
+    settled(one, shares=[4])
+    before = one.poll().leases
+    two = join(open_log(), "m2")
+    seen = []
+
+    def halfway():
+        got = one.poll()
+        seen.append(got.leases)
+        two.poll()
+        return got.revoked
+
+    until(halfway)
+    assert all(leases == before for leases in seen)
+    settled(one, two, shares=[2, 2])
+    after = one.poll().leases
+    assert all(before[unit] == lease for unit, lease in after.items())
+    assert all(lease.epoch > before[unit].epoch for unit, lease in two.poll().leases.items())
+    one.commit(after["t-0"], {TopicPartition("payments", 0): Committed(1)})
+    one.leave()
+    settled(two, shares=[4])
+    two.leave()
+
+
+def test_work_that_takes_long_costs_no_membership(open_log):
+    """Nobody polls, but the heartbeat comes; the group settles meanwhile."""
+    one = join(open_log(), "m1", 1000)
+    settled(one, shares=[4])
+    two = join(open_log(), "m2", 1000)
+    end = time.monotonic() + 2.5
+    while time.monotonic() < end:
+        one.heartbeat()
+        two.heartbeat()
+        time.sleep(0.2)
+    assert len(one.poll().leases) == 4
+    assert len(one.poll().revoked) == 2
+    one.leave()
+    two.leave()
+
+
+def test_what_other_programs_see(open_log, kafka):
+    log = open_log()
+    member = join(log, "m1")
+    settled(member, shares=[4])
+    part = TopicPartition("payments", 2)
+    log.append(part, make_batch([b"a", b"b"]))
+    member.commit(member.poll().leases["t-2"], {part: Committed(1, "end=2")})
+
+    async def look():
+        admin = AIOKafkaAdminClient(bootstrap_servers=kafka)
+        await admin.start()
+        try:
+            offsets = await admin.list_consumer_group_offsets("g")
+            described = (await admin.describe_consumer_groups(["g"]))[0].groups[0]
+            return offsets, described
+        finally:
+            await admin.close()
+
+    offsets, described = asyncio.run(look())
+    assert offsets == {("payments", 2): (1, "end=2")}
+    assert described[2:5] == ("Stable", "consumer", "headrace")
+    assert [tuple(m) for m in log.group("g").members()] == [("m1", tuple(sorted(UNITS)))]
+    member.leave()
+
+
+def test_groups_of_other_programs_are_shown(open_log, kafka):
+    log = open_log()
+
+    async def look():
+        consumer = AIOKafkaConsumer("payments", bootstrap_servers=kafka, group_id="other", client_id="them")
+        await consumer.start()
+        try:
+            while not consumer.assignment():
+                await asyncio.sleep(0.01)
+            return await asyncio.to_thread(lambda: (log.groups(), log.group("other").members()))
+        finally:
+            await consumer.stop()
+
+    names, members = asyncio.run(look())
+    assert names == ["other"]
+    assert [tuple(m) for m in members] == [("them", tuple(f"payments/{i}" for i in range(4)))]
+
+
+def test_a_group_that_another_program_uses_is_refused(open_log, kafka):
+    log = open_log()
+
+    async def look():
+        consumer = AIOKafkaConsumer("payments", bootstrap_servers=kafka, group_id="g")
+        await consumer.start()
+        try:
+            while not consumer.assignment():
+                await asyncio.sleep(0.01)
+            return await asyncio.to_thread(refused)
+        finally:
+            await consumer.stop()
+
+    def refused():
+        member = join(log, "m1")
+        with pytest.raises(HeadraceError, match="group g") as raised:
+            until(lambda: member.poll().leases)
+        assert not isinstance(raised.value, FencedError)
+        member.leave()
+
+    asyncio.run(look())
+
+
+def test_a_static_member_comes_back(open_log):
+    """Nothing moves while it is away for less than the session timeout."""
+    one = join(open_log(instance_id="slot-1"), "m1", 6000)
+    two = join(open_log(instance_id="slot-2"), "m2", 6000)
+    settled(one, two, shares=[2, 2])
+    held, others = one.poll().leases, two.poll().leases
+    one.leave()
+    again = join(open_log(instance_id="slot-1"), "m1", 6000)
+    settled(again, two, shares=[2, 2])
+    assert again.poll().leases.keys() == held.keys()
+    assert two.poll().leases == others
+    again.leave()
+    two.leave()
+
+
+def test_of_two_with_one_instance_id_the_later_counts(open_log):
+    one = join(open_log(instance_id="slot-1"), "m1")
+    settled(one, shares=[4])
+    again = join(open_log(instance_id="slot-1"), "m1")
+    settled(again, shares=[4])
+
+    def fenced():
+        try:
+            one.poll()
+        except FencedError:
+            return True
+
+    until(fenced)
+    again.leave()

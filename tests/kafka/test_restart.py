@@ -1,0 +1,86 @@
+"""A broker that dies and comes back: nothing is lost, and nothing is in the wrong order."""
+
+from __future__ import annotations
+
+import os
+import threading
+from contextlib import closing
+
+import pytest
+
+from headrace.clock import SystemClock
+from headrace.demo.payments import Payments
+from headrace.log.kafka.log import KafkaLog
+from headrace.record import TopicPartition
+from headrace.testing.conformance.log_support import assign_evenly, make_batch, read_all, until, values_of
+from tests.e2e.harness import expected, fill, kill_all, results, wait_for
+from tests.kafka.broker import REMEDY, JavaBroker, has_java
+from tests.kafka.test_card_spend import KafkaSite
+
+PART = TopicPartition("payments", 0)
+PAYMENTS = Payments(count=10_000, customers=500, duplicate_share=0.02, late_share=0.01)
+
+
+@pytest.fixture
+def broker(tmp_path):
+    """Yield a broker that the test may kill."""
+    if not has_java():
+        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(f"there is no broker to restart. {REMEDY}")
+    broker = JavaBroker(tmp_path)
+    broker.start()
+    yield broker
+    broker.kill()
+
+
+def test_a_broker_that_comes_back(broker):
+    log = KafkaLog(f"kafka://{broker.address}", clock=SystemClock())
+    log.create_topic("payments", 1)
+    reader = log.reader(PART, 0)
+    units = {"a": [PART]}
+    member = log.group("g").join("m", units, assign_evenly, session_timeout_ms=30_000)
+    until(lambda: member.poll().leases)
+    lease = member.poll().leases["a"]
+    for i in range(50):
+        log.send(PART, make_batch([b"%d" % i]))
+    log.flush()
+    until(lambda: reader.end_offset() == 50)
+    assert values_of(read_all(reader)) == [b"%d" % i for i in range(50)]
+    broker.kill()
+    until(lambda: reader.end_offset() > reader.position)  # nobody knows whether it is at the end
+    for i in range(50, 100):
+        log.send(PART, make_batch([b"%d" % i]))
+    flushed = threading.Thread(target=log.flush)
+    flushed.start()
+    broker.start()
+    flushed.join(60)
+    assert not flushed.is_alive()
+    until(lambda: reader.end_offset() == 100, 30)
+    assert values_of(read_all(reader)) == [b"%d" % i for i in range(50, 100)]
+    assert member.poll().leases == {"a": lease}
+    member.leave()
+    reader.close()
+    log.close()
+
+
+def committed(log):
+    return sum(position.offset for position in log.group("card-spend").committed().values())
+
+
+def test_a_worker_outlives_its_broker(broker, tmp_path):
+    site = KafkaSite(tmp_path, broker.address)
+    fill(site, PAYMENTS, 4)
+    process = site.start(
+        "run", "topologies.card_spend", HEADRACE_CHECKPOINT_INTERVAL="200ms", HEADRACE_BATCH_RECORDS="20"
+    )
+    try:
+        with closing(site.open()) as log:
+            wait_for(lambda: committed(log) > 1000)
+        broker.kill()
+        broker.start()
+        with closing(site.open()) as log:
+            wait_for(lambda: committed(log) >= PAYMENTS.count or process.poll() is not None, 90)
+        assert process.poll() is None, process.communicate()[0]
+    finally:
+        kill_all(process)
+    site.run("run", "topologies.card_spend", "--until-end")
+    assert results(site.read("spend-per-minute")) == expected(site)
