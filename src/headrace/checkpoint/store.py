@@ -29,7 +29,7 @@ _DENIED = re.compile(r"status code: 40[13]\b|\(os error (1|13|30)\)")
 """Lists in S3, and files under a directory, fail in ways of their own."""
 _PASSING = "RetriableError: "
 """In the words of a credential provider of ours, which obstore counts as one that refuses."""
-_LOCAL_CHUNK_BYTES = 256 * 1024
+_LOCAL_CHUNK_BYTES = 128 * 1024
 """Small enough to stay in the processor's cache between reading, checking and writing."""
 
 

@@ -161,7 +161,7 @@ def simulate(
     Example:
         >>> from headrace import Topology, agg
         >>> topology = Topology("visits")
-        >>> topology.stream("visits", keyed_by="page", time="at").aggregate(n=agg.count()).to_stream().to("counts")
+        >>> topology.stream("visits", keyed_by="page", time="at").aggregate(n=agg.count()).changes().to("counts")
         >>> visits = [{"page": f"/{n % 3}", "at": n * 100} for n in range(30)]
         >>> simulate(topology, {"visits": visits}, seed=7).violations
         ()
