@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import socket
 import subprocess
 import textwrap
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
@@ -36,10 +39,22 @@ Counts = Counter[tuple[str, int]]
 """(key, window start) -> records."""
 
 
+FAST = {
+    "HEADRACE_CHECKPOINT_INTERVAL": "50ms",
+    "HEADRACE_HEARTBEAT_INTERVAL": "100ms",
+    "HEADRACE_SESSION_TIMEOUT": "1s",
+    "HEADRACE_BATCH_RECORDS": "50",
+}
+
+
 def module(site: Site, text: str, name: str = "job") -> str:
     """Write a module that ``headrace run`` finds, and return its name."""
     (site.folder / f"{name}.py").write_text(textwrap.dedent(text))
     return name
+
+
+def counting(site: Site, policy: str = "", more: str = "") -> str:
+    return module(site, COUNTING.format(policy=policy, more=more))
 
 
 def found(site: Site) -> dict[str, str]:
@@ -162,6 +177,25 @@ class Telling:
         code = self.process.wait(timeout_s)
         self._thread.join()
         return code
+
+
+Start = Callable[..., Telling]
+
+
+@contextmanager
+def starting(site: Site) -> Iterator[Start]:
+    """Give what starts a run, with settings that make haste; all of them end with the block."""
+    started: list[Telling] = []
+
+    def begin(name: str, *arguments: str, **environment: str) -> Telling:
+        started.append(Telling(site.start("run", name, *arguments, **{**found(site), **FAST, **environment})))
+        return started[-1]
+
+    yield begin
+    for telling in started:
+        with suppress(ProcessLookupError):
+            os.killpg(telling.process.pid, signal.SIGKILL)
+        telling.end()
 
 
 def holders(site: Site, group: str) -> dict[str, tuple[str, ...]]:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.e2e.harness import Site
-from tests.e2e.small import COUNTING, Telling, counted, counts_of, found, module, put, rows
+from tests.e2e.small import COUNTING, Telling, counted, counting, counts_of, found, module, put, rows
 
 GOOD = rows(400)
 
@@ -22,10 +22,6 @@ def run(site: Site, *arguments: str, **environment: str) -> tuple[int, str]:
     process = site.start("run", *arguments, "--until-end", **found(site), **environment)
     output, _ = process.communicate(timeout=60)
     return process.returncode, " ".join(output.split())
-
-
-def counting(site: Site, policy: str = "", more: str = "") -> str:
-    return module(site, COUNTING.format(policy=policy, more=more))
 
 
 # --- records

@@ -6,8 +6,7 @@ import os
 import re
 import shutil
 import signal
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,10 +16,10 @@ from headrace.checkpoint.store import open_objects
 from headrace.clock import SystemClock
 from tests.e2e.harness import Site, committed, wait_for, workers_of
 from tests.e2e.small import (
-    COUNTING,
-    Telling,
+    Start,
     ask,
     counted,
+    counting,
     counts_of,
     found,
     free_port,
@@ -29,18 +28,11 @@ from tests.e2e.small import (
     objects,
     put,
     rows,
+    starting,
 )
 
-FAST = {
-    "HEADRACE_CHECKPOINT_INTERVAL": "50ms",
-    "HEADRACE_HEARTBEAT_INTERVAL": "100ms",
-    "HEADRACE_SESSION_TIMEOUT": "1s",
-    "HEADRACE_BATCH_RECORDS": "50",
-}
 HALF = 2_000
 ALL = rows(2 * HALF, keys=200)
-
-Start = Callable[..., Telling]
 
 
 @pytest.fixture
@@ -51,21 +43,8 @@ def site(tmp_path: Path) -> Site:
 @pytest.fixture
 def start(site: Site) -> Iterator[Start]:
     """Start a run that ends with the test."""
-    started: list[Telling] = []
-
-    def begin(name: str, *arguments: str, **environment: str) -> Telling:
-        started.append(Telling(site.start("run", name, *arguments, **{**found(site), **FAST, **environment})))
-        return started[-1]
-
-    yield begin
-    for telling in started:
-        with suppress(ProcessLookupError):
-            os.killpg(telling.process.pid, signal.SIGKILL)
-        telling.end()
-
-
-def counting(site: Site) -> str:
-    return module(site, COUNTING.format(policy="", more=""))
+    with starting(site) as begin:
+        yield begin
 
 
 def finish(site: Site, name: str) -> str:

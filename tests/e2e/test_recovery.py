@@ -6,8 +6,7 @@ import json
 import os
 import re
 import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -16,18 +15,24 @@ import pytest
 from headrace.log.api import TopicConfig
 from headrace.record import TopicPartition
 from tests.e2e.harness import Site, committed, wait_for, workers_of
-from tests.e2e.small import COUNTING, Telling, ask, counted, counts_of, found, free_port, module, objects, put, rows
+from tests.e2e.small import (
+    Start,
+    Telling,
+    ask,
+    counted,
+    counting,
+    counts_of,
+    found,
+    free_port,
+    objects,
+    put,
+    rows,
+    starting,
+)
+from tests.obstacles import file_in_place_of
 
-FAST = {
-    "HEADRACE_CHECKPOINT_INTERVAL": "50ms",
-    "HEADRACE_HEARTBEAT_INTERVAL": "100ms",
-    "HEADRACE_SESSION_TIMEOUT": "1s",
-    "HEADRACE_BATCH_RECORDS": "50",
-}
 HALF = 1_000
 ALL = rows(2 * HALF, keys=200)
-
-Start = Callable[..., Telling]
 
 
 @pytest.fixture
@@ -38,21 +43,8 @@ def site(tmp_path: Path) -> Site:
 @pytest.fixture
 def start(site: Site) -> Iterator[Start]:
     """Start a run that ends with the test."""
-    started: list[Telling] = []
-
-    def begin(name: str, *arguments: str, **environment: str) -> Telling:
-        started.append(Telling(site.start("run", name, *arguments, **{**found(site), **FAST, **environment})))
-        return started[-1]
-
-    yield begin
-    for telling in started:
-        with suppress(ProcessLookupError):
-            os.killpg(telling.process.pid, signal.SIGKILL)
-        telling.end()
-
-
-def counting(site: Site) -> str:
-    return module(site, COUNTING.format(policy="", more=""))
+    with starting(site) as begin:
+        yield begin
 
 
 def metric(port: int, name: str) -> float:
@@ -134,19 +126,6 @@ def test_records_that_retention_deleted_stop_a_run_unless_they_may_be_skipped(si
     assert sum(counted(site).values()) == len(ALL) - lost
 
 
-@contextmanager
-def unusable(site: Site) -> Iterator[None]:
-    """Put a file where checkpoints are."""
-    store, hidden = site.folder / "checkpoints", site.folder / "hidden"
-    store.rename(hidden)
-    store.write_text("a file stands here")
-    try:
-        yield
-    finally:
-        store.unlink()
-        hidden.rename(store)
-
-
 def rss_mb(running: Telling) -> float:
     """Return the memory of the worker that takes most."""
     pids = workers_of(running.process) or [running.process.pid]
@@ -167,7 +146,7 @@ def test_an_unusable_checkpoint_store_turns_ready_off_for_as_long_as_that_lasts(
     )
     wait_for(lambda: committed(site, "counting") == HALF and ask(port, "/ready")[0] == 200)
     before_mb = rss_mb(running)
-    with unusable(site):
+    with file_in_place_of(site.folder / "checkpoints"):
         put(site, many[HALF:], 2, batch=500)
         wait_for(lambda: ask(port, "/ready")[0] == 503)
         told = json.loads(ask(port, "/ready")[1])
@@ -193,7 +172,7 @@ def test_sigterm_while_the_checkpoint_store_is_unusable(site: Site, start: Start
     put(site, ALL[:HALF], 2)
     running = start(name, HEADRACE_DRAIN_TIMEOUT="1s")
     wait_for(lambda: committed(site, "counting") == HALF)
-    with unusable(site):
+    with file_in_place_of(site.folder / "checkpoints"):
         put(site, ALL[HALF:], 2)
         running.wait_for("will be tried again")
         running.process.send_signal(signal.SIGTERM)

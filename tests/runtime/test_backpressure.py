@@ -18,6 +18,7 @@ from headrace.runtime.status import WorkerStatus, explain
 from headrace.runtime.worker import Worker
 from headrace.settings import Settings
 from tests.e2e.harness import wait_for
+from tests.obstacles import file_in_place_of
 from tests.runtime.test_waiting_worker import Gate, calling
 from tests.runtime.workers import Clock, Place, counting, rows
 
@@ -43,18 +44,6 @@ def stuck_jobs(place: Place) -> Iterator[None]:
     finally:
         gate.set()
         assert all(blocker.result(10) for blocker in blockers)
-
-
-@contextmanager
-def refusing_checkpoints(place: Place) -> Iterator[None]:
-    store, hidden = place.folder / "checkpoints", place.folder / "hidden"
-    store.rename(hidden)
-    store.write_text("a file stands here")
-    try:
-        yield
-    finally:
-        store.unlink()
-        hidden.rename(store)
 
 
 class RefusingLog(MemoryLog):
@@ -161,7 +150,7 @@ def test_checkpoints_that_fail_show_and_heal_by_themselves(place: Place) -> None
     worker = place.worker()
     place.put(0, rows(0, 15))
     place.run(worker, until=lambda: committed(place) == 15 and saved(worker))
-    with refusing_checkpoints(place):
+    with file_in_place_of(place.folder / "checkpoints"):
         place.put(0, rows(15, 35))
         place.run(worker, until=lambda: waiting(worker, place))
         assert waiting(worker, place) == (Wait.CHECKPOINT,)
@@ -177,7 +166,7 @@ def test_a_limit_holds_a_task_until_a_checkpoint_has_what_it_did(place: Place) -
     worker = place.worker(unsaved_limit_ms=5_000, batch_records=1)
     place.put(0, rows(0, 15))
     place.run(worker, until=lambda: committed(place) == 15 and saved(worker))
-    with refusing_checkpoints(place):
+    with file_in_place_of(place.folder / "checkpoints"):
         place.put(0, rows(15, 16))
         place.run(worker, until=lambda: waiting(worker, place, 5_000))
         (slot,) = worker.slots()
@@ -269,7 +258,7 @@ def test_a_worker_is_ready_again_by_itself_and_says_what_it_waits_for(place: Pla
         wait_for(lambda: ready(place, host), 10)
         place.put(0, rows(0, 15))
         wait_for(lambda: ready(place, host) and committed(place) == 15, 10)
-        with refusing_checkpoints(place):
+        with file_in_place_of(place.folder / "checkpoints"):
             place.put(0, rows(15, 35))
             wait_for(lambda: not ready(place, host), 10)
             assert explain([host.observed()])["waiting"] == {"checkpoint": ["in-0"]}

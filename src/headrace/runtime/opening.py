@@ -16,7 +16,7 @@ def open_task(parts: Parts, slot: Slot, restored: Restored, *, cache_bytes: int)
 
     Args:
         parts: What the worker works with.
-        slot: Of a task that is being restored.
+        slot: Of a task that is being restored, which knows its manifest already.
         restored: What the restore brought.
         cache_bytes: Memory for the task's write-behind caches.
 
@@ -40,6 +40,5 @@ def open_task(parts: Parts, slot: Slot, restored: Restored, *, cache_bytes: int)
     except BaseException:
         store.close()
         raise
-    slot.manifest = restored.manifest
     slot.open(parts.log, task, store)
     leave_out(slot, firsts)

@@ -31,14 +31,15 @@ def force_before(place: Place, known: int, offset: int) -> int:
         bases = place.bases()
         for base, following in pairwise([*bases, end.next_offset]):
             if following > known:
-                _force(place, base)
+                force_segment(place, base)
         sync_directory(place.directory)
     return end.next_offset
 
 
-def _force(place: Place, base: int) -> None:
+def force_segment(place: Place, base: int) -> None:
+    """Force one segment to the disk, if retention has not deleted it."""
     try:
         with opened(place.segment(base)) as fd:
             os.fsync(fd)
     except FileNotFoundError:
-        return  # retention deleted it
+        return

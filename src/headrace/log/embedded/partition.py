@@ -11,6 +11,7 @@ from collections.abc import Callable
 from headrace.clock import Clock
 from headrace.errors import CorruptError, HeadraceError, NotFoundError
 from headrace.log.api import TopicConfig
+from headrace.log.embedded.durable import force_segment
 from headrace.log.embedded.files import storage, storage_error, sync_directory, take_lock, write_all
 from headrace.log.embedded.format import SEGMENT_HEADER_BYTES, BatchEncoder, EncodedBatch, seal
 from headrace.log.embedded.marks import (
@@ -100,7 +101,7 @@ class Appender:
                     end = EMPTY  # the next append repairs it; what was written is forced all the same
             try:
                 for base in sorted(dirty):
-                    self._sync(base)
+                    force_segment(self._place, base)
                 sync_directory(self._place.directory)
                 if end.segment in dirty:
                     self._publish_synced(end)
@@ -219,16 +220,6 @@ class Appender:
             if fd >= 0:
                 os.close(fd)
         self._segment_fd = self._index_fd = self._base = -1
-
-    def _sync(self, base: int) -> None:
-        try:
-            fd = os.open(self._place.segment(base), os.O_RDONLY)
-        except FileNotFoundError:
-            return  # retention deleted it
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
 
     def _publish_synced(self, seen: End) -> None:
         with self._lock:
