@@ -102,7 +102,8 @@ class Settings:
     repartition_partitions: int = 0
     """Partitions of internal topics; 0 takes what they have, and for new ones the number of the widest source."""
     fsync: str = "checkpoint"
-    """When the embedded log forces bytes to the disk: ``checkpoint``, ``always`` or ``never``."""
+    """When the embedded log forces bytes to the disk: before a reader sees them and with every checkpoint
+    (``checkpoint``), in every append (``always``) or when the operating system likes (``never``)."""
     guarantee: str = "at-least-once"
     """What holds of outputs that a replay after a crash may not repeat: ``at-least-once``, or ``exactly-once`` by
     way of an outbox, from which they leave with the checkpoint that contains them."""

@@ -98,35 +98,62 @@ def test_a_flush_that_fails_is_made_up_for_by_the_next(
     assert end.synced == end.position
 
 
-def test_what_another_appended_is_forced_before_somebody_relies_on_it(log: EmbeddedLog, directory: Path) -> None:
-    reader = open_log(directory)
-    forced: list[str] = []
+@pytest.mark.parametrize("fsync", ["checkpoint", "always", "never"])
+def test_a_reader_hands_out_only_what_the_power_cannot_take(directory: Path, fsync: str) -> None:
+    """Whoever appended it, flushed or not; what was forced already is not forced again."""
+    log, other = open_log(directory, fsync=fsync), open_log(directory, fsync=fsync)
+    log.create_topic(TOPIC, 1, TopicConfig(segment_bytes=1000))
+    durable: dict[str, int] = {}
+    count = 0
 
-    def remember(count: int, name: str, call: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+    def remember(_: int, name: str, call: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+        nonlocal count
         if name == "fsync":
-            forced.append(os.readlink(f"/proc/self/fd/{arguments[0]}"))
+            at = os.readlink(f"/proc/self/fd/{arguments[0]}")
+            durable[at] = os.path.getsize(at)
+            count += at.endswith(".log")
         return call(*arguments)
 
-    for value in (b"a" * 300, b"b" * 300, b"c" * 300):
-        log.append(PART, make_batch([value]))
-    segments = [str(path) for path in files(directory)]
-    assert len(segments) > 1, "the segments must be small"
+    reader = other.reader(PART, 0)
     with faults(remember):
-        reader.flush_before({PART: 3})
-        assert set(segments) <= set(forced)
-        forced.clear()
-        reader.flush_before({PART: 3})
-        assert forced == []
+        for value in (b"a", b"b", b"c"):
+            log.append(PART, make_batch([value * 300]))
+        segments = [str(path) for path in files(directory)]
+        assert len(segments) > 1, "the segments must be small"
+        assert values_of(read_all(reader)) == [value * 300 for value in (b"a", b"b", b"c")]
+        assert {at: durable.get(at) for at in segments} == {
+            at: None if fsync == "never" else os.path.getsize(at) for at in segments
+        }
+        assert str(directory / "topics" / TOPIC / "0") in durable or fsync == "never"
         log.append(PART, make_batch([b"d"]))
-        reader.flush_before({PART: 4})
-        assert forced[0] == str(files(directory)[-1])
-    log.delete_topic(TOPIC)
-    log.create_topic(TOPIC, 1)
-    log.append(PART, make_batch([b"e"]))
-    forced.clear()
-    with faults(remember):
-        reader.flush_before({PART: 1})
-    assert str(files(directory)[-1]) in forced, "the offsets of a topic that is gone say nothing"
+        log.append(PART, make_batch([b"e"]))
+        before = count
+        assert [values_of([reader.read(1)]) for _ in range(2)] == [[b"d"], [b"e"]]
+        assert count - before == (fsync == "checkpoint"), "once, for both"
+        log.append(PART, make_batch([b"f"]))
+        log.flush()
+        before = count
+        assert values_of(read_all(reader)) == [b"f"]
+        assert count == before, "the writer forced it"
+    for one in (reader, log, other):
+        one.close()
+
+
+def test_a_reader_that_cannot_force_hands_out_nothing(log: EmbeddedLog) -> None:
+    log.append(PART, make_batch([b"a"]))
+    reader = log.reader(PART, 0)
+
+    def fail(_: int, name: str, call: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+        if name == "fsync":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return call(*arguments)
+
+    with faults(fail), pytest.raises(RetriableError, match=f"read of topic {TOPIC}"):
+        reader.read(10)
+    assert reader.position == 0
+    with faults(fail), pytest.raises(RetriableError):
+        reader.read(10)
+    assert values_of(read_all(reader)) == [b"a"]
     reader.close()
 
 

@@ -248,10 +248,10 @@ def nothing_retried(patch: Patch) -> None:
 
 
 def inputs_not_durable(patch: Patch) -> None:
-    """A checkpoint counts records that the log may lose with the power."""
-    from headrace.testing.simulation.logs import WorkerLog
+    """Readers hand out records that the log may lose with the power."""
+    from headrace.testing.simulation.logs import WorkerReader
 
-    patch.setattr(WorkerLog, "flush_before", lambda self, offsets: None)
+    patch.setattr(WorkerReader, "_read", lambda self, max_records: self._reader.read(max_records))
 
 
 def no_way_back(patch: Patch) -> None:
@@ -315,7 +315,7 @@ BREAKAGES: dict[str, Breakage] = {
     ),
     "a manifest vanishes": Breakage(jobs_after_drop, "stateless", frozenset({"checkpoints stay"})),
     "an upload is forgotten": Breakage(upload_forgotten, "sessions", frozenset()),
-    "inputs are not made durable": Breakage(inputs_not_durable, "windows", frozenset(), Faults(power=3), tardy=0.0),
+    "readers see what the power may take": Breakage(inputs_not_durable, "windows", frozenset(), Faults(power=3), tardy=0.0),
     "a claim loses files": Breakage(
         files_lost_by_a_claim, "sessions", frozenset({"restores find their files"}), Faults(rot=4, crashes=3)
     ),

@@ -18,15 +18,13 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from typing import NamedTuple
 
-from headrace.testing import Faults, Simulation, Simulator
+from headrace.testing import Simulation, Simulator
 from headrace.testing.simulation.api import SEEDS_PER_INPUT
 from headrace.testing.simulation.result import Statistics
 from tests.simulation.topologies import BY_NAME, simulator_of
 from tests.simulation.unsure import UNSURE
 
 CASES = BY_NAME | UNSURE
-SPARED = {"running": Faults(power=0)}
-"""What cannot be promised: see ``test_known_limit_power_lost_between_two_repartitions``."""
 
 
 class Part(NamedTuple):
@@ -47,7 +45,7 @@ class Done(NamedTuple):
 
 def simulator(topology: str) -> Simulator:
     settings = {"guarantee": "exactly-once"} if topology in UNSURE else {}
-    return simulator_of(CASES[topology], Simulation(faults=SPARED.get(topology, Faults()), settings=settings))
+    return simulator_of(CASES[topology], Simulation(settings=settings))
 
 
 def run(part: Part) -> Done:

@@ -94,9 +94,13 @@ class Reader(Protocol):
         left gaps). Control batches are returned too. A log that fetches in the background returns None also where
         nothing has come yet: then ``position`` lies before ``end_offset()``.
 
+        What was returned is as durable as the log's policy promises, whoever appended it, flushed or not: a record
+        that somebody has seen is not lost any more, and no other takes its offset.
+
         Raises:
             CorruptError: a batch in the middle fails its checksum; names file and position.
             NotFoundError: the topic is gone, or ``position`` lies before the oldest record that is kept.
+            RetriableError: the disk refuses, or the brokers do; ``position`` is where it was.
         """
         ...
 
@@ -269,18 +273,6 @@ class Log(Protocol):
 
     def flush(self) -> None:
         """Return once every batch appended or sent here is acknowledged and as durable as the log's policy says."""
-        ...
-
-    def flush_before(self, offsets: Mapping[TopicPartition, int]) -> None:
-        """Return once every record before these offsets, whoever appended it, is as durable as the policy says.
-
-        Whoever keeps what follows from records, and where it goes on reading, calls this first: records that a reader
-        has seen may otherwise be lost with the power, and others take their offsets.
-
-        Raises:
-            NotFoundError: no such topic or partition.
-            RetriableError: the disk refuses.
-        """
         ...
 
     def reader(self, partition: TopicPartition, offset: int) -> Reader:

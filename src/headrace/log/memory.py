@@ -108,12 +108,6 @@ class MemoryLog:
     def flush(self) -> None:
         """Do nothing: memory is as durable as it gets."""
 
-    def flush_before(self, offsets: Mapping[TopicPartition, int]) -> None:
-        """Check that the partitions exist: memory is as durable as it gets."""
-        with self._lock:
-            for partition in offsets:
-                self._find(partition)
-
     def reader(self, partition: TopicPartition, offset: int) -> Reader:
         """Read ``partition`` from ``offset`` on."""
         with self._lock:

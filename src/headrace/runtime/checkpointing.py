@@ -95,7 +95,6 @@ def complete(
     """
     try:
         log.flush()
-        log.flush_before(pending.positions)
         positions = {str(partition): position for partition, position in pending.positions.items()}
         info = {"finished": pending.finished, "log": log.identity, "shape": pending.shape}
         manifest = checkpoints.save(previous, pending.snapshot, positions, info, now_ms)

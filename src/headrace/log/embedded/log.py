@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 from zlib import crc32
@@ -13,7 +13,6 @@ from headrace.errors import NotFoundError, SettingsError
 from headrace.log.api import Group, Reader, TopicConfig, TopicInfo
 from headrace.log.embedded.cleaning import clean_partition, trim_partition
 from headrace.log.embedded.coordinator import SqliteGroupStore
-from headrace.log.embedded.durable import force_before
 from headrace.log.embedded.files import storage
 from headrace.log.embedded.format import BatchEncoder
 from headrace.log.embedded.partition import Appender
@@ -34,8 +33,8 @@ class EmbeddedLog:
     Args:
         directory: Where the log is or shall be.
         clock: Dates segments and measures the silence of group members.
-        fsync: When bytes are forced to the disk: in ``flush`` (``checkpoint``), in every ``append`` (``always``) or
-            when the operating system likes (``never``).
+        fsync: When bytes are forced to the disk: in ``flush`` and before a reader hands them out (``checkpoint``), in
+            every ``append`` (``always``) or when the operating system likes (``never``).
 
     Raises:
         InvalidError: a newer headrace made the log.
@@ -54,8 +53,6 @@ class EmbeddedLog:
         self._encoder = BatchEncoder()
         self._lock = threading.RLock()
         self._appenders: dict[TopicPartition, Appender] = {}
-        self._forced: dict[TopicPartition, tuple[tuple[int, int], int]] = {}
-        """The incarnation of the topic, and up to which offset all its records are known to be on the disk."""
         self._groups: SqliteGroupStore | None = None
         self._topics = TopicDirectory(self._directory)
         self._topics.open()
@@ -106,22 +103,11 @@ class EmbeddedLog:
             except NotFoundError:
                 self._forget(partition)
 
-    def flush_before(self, offsets: Mapping[TopicPartition, int]) -> None:
-        """Force what stands before these offsets to the disk, whoever appended it, if the policy says so."""
-        for partition, offset in offsets.items():
-            place, _ = self._find(partition)
-            if self._fsync == "checkpoint":
-                incarnation = self._topics.incarnation(partition.topic)
-                before, known = self._forced.get(partition, (incarnation, 0))
-                # Two threads may do the same at once, which costs time and nothing else.
-                forced = force_before(place, known if before == incarnation else 0, offset)
-                self._forced[partition] = incarnation, forced
-
     def reader(self, partition: TopicPartition, offset: int) -> Reader:
         """Read ``partition`` from ``offset`` on."""
         place, _ = self._find(partition)
         with storage(f"{place}", place.directory):
-            return PartitionReader(place, offset)
+            return PartitionReader(place, offset, forces=self._fsync != "never")
 
     def start_offset(self, partition: TopicPartition) -> int:
         """Return the oldest offset that is kept."""

@@ -11,8 +11,7 @@ from collections.abc import Callable
 from headrace.clock import Clock
 from headrace.errors import CorruptError, HeadraceError, NotFoundError
 from headrace.log.api import TopicConfig
-from headrace.log.embedded.durable import force_segment
-from headrace.log.embedded.files import storage, storage_error, sync_directory, take_lock, write_all
+from headrace.log.embedded.files import opened, storage, storage_error, sync_directory, take_lock, write_all
 from headrace.log.embedded.format import SEGMENT_HEADER_BYTES, BatchEncoder, EncodedBatch, seal
 from headrace.log.embedded.marks import (
     EMPTY,
@@ -101,7 +100,7 @@ class Appender:
                     end = EMPTY  # the next append repairs it; what was written is forced all the same
             try:
                 for base in sorted(dirty):
-                    force_segment(self._place, base)
+                    _force(self._place, base)
                 sync_directory(self._place.directory)
                 if end.segment in dirty:
                     self._publish_synced(end)
@@ -194,8 +193,11 @@ class Appender:
         if end.position:
             self._open_segment(end.segment)
             self._write_entry(end.entries, IndexEntry(end.next_offset, end.position, end.max_timestamp))
+            if self._fsync != "never":
+                # Only of the segment that grows may the power take something: readers rely on that.
+                os.fsync(self._segment_fd)
         create_segment(self._place, end.next_offset, self._clock.now_ms())
-        if self._fsync == "always":
+        if self._fsync != "never":
             sync_directory(self._place.directory)
         start = SEGMENT_HEADER_BYTES
         return End(end.next_offset, end.next_offset, start, NO_TIMESTAMP, start, 0, 0)
@@ -232,3 +234,12 @@ class Appender:
                     self._end_file.write(end._replace(synced=seen.position))
             finally:
                 fcntl.flock(self._end_file.fd, fcntl.LOCK_UN)
+
+
+def _force(place: Place, base: int) -> None:
+    """Force one segment to the disk, if retention has not deleted it."""
+    try:
+        with opened(place.segment(base)) as fd:
+            os.fsync(fd)
+    except FileNotFoundError:
+        return

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from concurrent.futures import wait as wait_for_all
 
 from headrace.clock import Clock
@@ -90,12 +89,6 @@ class KafkaLog:
     def flush(self) -> None:
         """Return once everything that was appended or sent here is acknowledged by all replicas in sync."""
         self._sender.flush()
-
-    def flush_before(self, offsets: Mapping[TopicPartition, int]) -> None:
-        """Check that the partitions exist: what a reader has seen is on all replicas in sync already."""
-        for partition in offsets:
-            if not self._topics.knows(partition):
-                self._connection.call(self._topics.check(partition))
 
     def reader(self, partition: TopicPartition, offset: int) -> Reader:
         """Read ``partition`` from ``offset`` on."""

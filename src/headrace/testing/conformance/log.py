@@ -300,17 +300,6 @@ class RecordContract(LogFixtures):
         log.flush()
         assert log.end_offset(PART) == 1
 
-    def test_what_was_read_is_made_durable(self, log: Log) -> None:
-        """It does not matter who appended it, nor whether it was done before; a partition must exist."""
-        log.append(PART, make_batch([b"a", b"b"]))
-        log.flush_before({PART: 1})
-        log.flush_before({PART: 2})
-        log.flush_before({PART: 2})
-        log.flush_before({})
-        assert log.end_offset(PART) == 2
-        with pytest.raises(NotFoundError):
-            log.flush_before({TopicPartition("nowhere", 0): 0})
-
     def test_offsets_are_found_by_time(self, log: Log) -> None:
         """The first record that is not older, or the end; control batches have no time."""
         log.append(PART, control_batch(Progress(1, False, -1), 10**12))

@@ -36,19 +36,14 @@ class Checks:
     def __init__(self, scenario: Scenario, objects: SharedObjects, violated: Callable[[str, str], None]) -> None:
         self.checkpoints = 0
         """How many manifests were written."""
-        self.power_lost = False
-        """Set once records were lost with the power: then positions of internal topics may go back."""
         self.edges: dict[str, dict[int, Row]] = {}
         """All that was ever appended by deterministic edges, by source and position."""
-        self._unforced: set[tuple[str, int]] = set()
-        """Of which edge and position the content is not certain since the power was lost."""
         self.copies = 0
         """How many copies of other tasks' state were ready."""
         self.rotten: set[str] = set()
         """The objects of checkpoints that were damaged or lost."""
         self._went_back: set[str] = set()
         self._copied: frozenset[object] = frozenset()
-        self._sources = frozenset(scenario.plan.source_topics())
         self._weak = scenario.weak
         self._objects = objects
         self._violated = violated
@@ -103,23 +98,12 @@ class Checks:
         ):
             row = (key, value, timestamp, head)
             before = known.setdefault(position, row)
-            if before != row and (edge, position) in self._unforced:
-                known[position] = row
-            elif before != row:
+            if before != row:
                 self._violated(
                     "repeats are the same",
                     f"{by} wrote {origin.source}/{position} to {partition} again with other content: "
                     f"{_told(before)} was there, {_told(row)} came",
                 )
-
-    def unforced(self, partition: TopicPartition, batch: RecordBatch) -> None:
-        """Learn of records, just before a loss of power, that nobody has forced to the disk.
-
-        What they were made of may be lost, and come again in another order, so that the same ids get other content.
-        """
-        if batch.origin is not None:
-            edge = f"{partition.topic}|{batch.origin.source}"
-            self._unforced.update((edge, position) for position in batch.origin.positions)
 
     def leased(self, state: GroupState) -> None:
         """Look whether each unit has one owner per epoch, and epochs grow."""
@@ -213,8 +197,6 @@ class Checks:
             self._violated("epochs grow", f"{told} has epoch {manifest.epoch} after {before.epoch}")
         for partition, position in before.positions.items():
             if manifest.task in self._went_back:
-                continue
-            if self.power_lost and partition.rpartition("/")[0] not in self._sources:
                 continue
             if manifest.positions.get(partition, 0) < position:
                 self._violated(

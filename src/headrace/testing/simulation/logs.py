@@ -67,11 +67,6 @@ class SimulatedLog(MemoryLog):
         del stored.bases[at:], stored.batches[at:]
         return lost
 
-    def unforced(self, partition: TopicPartition) -> list[RecordBatch]:
-        """Return the batches of a partition that no flush has made durable."""
-        stored, durable = self._find(partition), self.durable.get(partition, 0)
-        return [batch for base, batch in zip(stored.bases, stored.batches, strict=True) if base + len(batch) > durable]
-
 
 class WorkerLog:
     """The log as one worker sees it; see ``log.api.Log``."""
@@ -134,17 +129,9 @@ class WorkerLog:
             self._shared.keep(partition, end)
         self._operator.finish()
 
-    def flush_before(self, offsets: Mapping[TopicPartition, int]) -> None:
-        """Make durable what stands before these offsets, whoever appended it."""
-        if self._operator.strike("flush", "inputs") == faults.FAIL:
-            raise RetriableError("simulated: the log does not answer")
-        for partition, offset in offsets.items():
-            self._shared.keep(partition, min(offset, self._shared.end_offset(partition)))
-        self._operator.finish()
-
     def reader(self, partition: TopicPartition, offset: int) -> Reader:
         """Read ``partition`` from ``offset`` on."""
-        return WorkerReader(self._shared.reader(partition, offset), self._operator, partition)
+        return WorkerReader(self._shared, partition, offset, self._operator)
 
     def start_offset(self, partition: TopicPartition) -> int:
         """Return the oldest offset that is kept."""
@@ -177,8 +164,9 @@ class WorkerLog:
 class WorkerReader:
     """Reads one partition for one worker; see ``log.api.Reader``."""
 
-    def __init__(self, reader: Reader, operator: Operator, partition: TopicPartition) -> None:
-        self._reader = reader
+    def __init__(self, shared: SimulatedLog, partition: TopicPartition, offset: int, operator: Operator) -> None:
+        self._shared = shared
+        self._reader = shared.reader(partition, offset)
         self._operator = operator
         self._partition = partition
 
@@ -192,12 +180,18 @@ class WorkerReader:
         self._reader.position = offset
 
     def read(self, max_records: int) -> RecordBatch | None:
-        """Return the next batch, or None at the end."""
+        """Return the next batch, which no loss of power takes any more, or None at the end."""
         if self._reader.position >= self._reader.end_offset():
             return None  # too often to be an operation of its own
         return self._operator.operate(
-            "read", lambda: self._reader.read(max_records), f"{self._partition} at {self._reader.position}"
+            "read", lambda: self._read(max_records), f"{self._partition} at {self._reader.position}"
         )
+
+    def _read(self, max_records: int) -> RecordBatch | None:
+        batch = self._reader.read(max_records)
+        if batch is not None:
+            self._shared.keep(self._partition, batch.next_offset)
+        return batch
 
     def end_offset(self) -> int:
         """Return the offset that the next appended record will get."""

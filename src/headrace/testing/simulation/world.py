@@ -364,12 +364,9 @@ class World:
         for life in self._living():
             life.die("loses power")
         for partition in self.log.unflushed():
-            for batch in self.log.unforced(partition):
-                self.checks.unforced(partition, batch)
             lost = self.log.lose(partition, self.draws.unit(f"lost/{event.name}/{partition}"))
             if lost:
                 self.lost += lost
-                self.checks.power_lost = True
                 self.tell("world", f"{lost} records of {partition} are lost with the power")
 
     def _spoil(self, life: Life, event: Event) -> None:
