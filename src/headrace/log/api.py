@@ -7,9 +7,9 @@ belongs to one process and may be used from several threads unless a method says
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from headrace.record import RecordBatch, TopicPartition
 
@@ -35,6 +35,18 @@ class TopicInfo:
     name: str
     partitions: int
     config: TopicConfig = field(default_factory=TopicConfig)
+    max_record_bytes: int | None = field(default=None, compare=False)
+    """The largest record that it takes, with what the log adds to it and before it is compressed; None if any."""
+    by_event_time: bool = field(default=False, compare=False)
+    """Whether its retention goes by the records' own time, so that old data goes as soon as it comes."""
+
+
+class Layout(NamedTuple):
+    """What may change of a topic while it is used."""
+
+    partitions: int
+    topic_id: str = ""
+    """Made with the topic: one of the same name that is made later has another one. Empty if nobody knows it."""
 
 
 class Committed(NamedTuple):
@@ -211,6 +223,13 @@ class Log(Protocol):
         """Return every topic, internal ones included, sorted by name."""
         ...
 
+    def layout(self, names: Collection[str]) -> dict[str, Layout]:
+        """Return what the topics of these names are now; one that does not exist is left out.
+
+        Cheap enough to be asked for every few seconds.
+        """
+        ...
+
     def create_topic(self, name: str, partitions: int, config: TopicConfig | None = None) -> TopicInfo:
         """Create a topic, or return it if it exists with that many partitions.
 
@@ -309,4 +328,46 @@ class Log(Protocol):
 
     def close(self) -> None:
         """Release files and connections; idempotent."""
+        ...
+
+
+class Writer(Protocol):
+    """Writes in transactions under a name. Used by one thread at a time.
+
+    Given up with the first error: whoever goes on opens the name again, and learns from ``note`` what counts.
+    """
+
+    note: bytes | None
+    """What was committed with the last transaction of the name that counts; None if there was none."""
+
+    def write(self, appends: Sequence[tuple[TopicPartition, RecordBatch]], note: bytes) -> None:
+        """Append batches, those of a partition in order, and replace the note: all of it or, if it fails, nothing.
+
+        Readers see nothing of it before it counts. It counts when this returns; if it raises RetriableError, it may.
+
+        Raises:
+            FencedError: somebody has opened the name since, or the brokers gave the transaction up.
+            InvalidError: a record is larger than the log takes.
+            NotFoundError: no such topic or partition.
+            RetriableError: the log does not answer.
+        """
+        ...
+
+
+@runtime_checkable
+class TransactionalLog(Protocol):
+    """A log that can also write in transactions: Kafka. The others have no such thing."""
+
+    def writer(self, name: str, notes: TopicPartition) -> Writer:
+        """Open a name: end its open transaction, and refuse whatever comes from those who opened it before.
+
+        Args:
+            name: Who writes.
+            notes: A partition that nobody writes to but the writer of that name; keeps its notes.
+
+        Raises:
+            NotFoundError: there is no such partition.
+            FatalError: the user may not do that.
+            RetriableError: the log does not answer.
+        """
         ...

@@ -145,16 +145,20 @@ def targets(state: GroupState, assign: Assign) -> dict[str, str]:
 
     Units are assigned among the members that can run them, which differ only while a new version is rolled out.
     """
-    capable: dict[str, list[str]] = {}
-    for member in sorted(state.members.values(), key=lambda member: member.member_id):
-        for unit in member.units:
-            capable.setdefault(unit, []).append(member.member_id)
-    alike: dict[tuple[str, ...], list[str]] = {}
+    kinds: dict[frozenset[str], list[str]] = {}
+    for member in state.members.values():
+        kinds.setdefault(member.units, []).append(member.member_id)
+    capable: dict[str, list[frozenset[str]]] = {}
+    for kind in kinds:
+        for unit in kind:
+            capable.setdefault(unit, []).append(kind)
+    alike: dict[tuple[frozenset[str], ...], list[str]] = {}
     for unit in sorted(capable):
         alike.setdefault(tuple(capable[unit]), []).append(unit)
     last = {unit: lease.last_member for unit, lease in sorted(state.leases.items())}
     chosen: dict[str, str] = {}
-    for members, units in alike.items():
+    for able, units in alike.items():
+        members = sorted(name for kind in able for name in kinds[kind])
         chosen.update(assign(members, units, {unit: last[unit] for unit in units if unit in last}))
     return chosen
 

@@ -5,16 +5,23 @@ from __future__ import annotations
 import threading
 from array import array
 from bisect import bisect_right
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from zlib import crc32
 
 from headrace.clock import Clock
 from headrace.errors import InvalidError, NotFoundError
-from headrace.log.api import Committed, Group, Lease, Reader, TopicConfig, TopicInfo
+from headrace.log.api import Committed, Group, Layout, Lease, Reader, TopicConfig, TopicInfo
 from headrace.log.groups import GroupState, check_lease
 from headrace.log.membership import StoredGroup
-from headrace.log.names import check_growth, check_new_topic, check_same_partitions, no_such_partition, no_such_topic
+from headrace.log.names import (
+    check_growth,
+    check_new_topic,
+    check_same_partitions,
+    no_such_partition,
+    no_such_topic,
+    topic_deleted,
+)
 from headrace.log.slices import BatchPieces
 from headrace.record import JoinedBytes, Origin, RecordBatch, TopicPartition
 
@@ -33,7 +40,7 @@ class _Partition:
     def check(self) -> None:
         """Refuse a topic that was deleted."""
         if self.deleted:
-            raise NotFoundError(f"topic {self.topic.name} was deleted", remedy="Create it again")
+            raise topic_deleted(self.topic.name)
 
 
 class MemoryLog:
@@ -51,12 +58,21 @@ class MemoryLog:
         self._clock = clock
         self._lock = threading.RLock()
         self._topics: dict[str, tuple[TopicInfo, list[_Partition]]] = {}
+        self._ids: dict[str, int] = {}
+        """How many topics were made before each of those that there are."""
+        self._made = 0
         self._groups = MemoryGroupStore()
 
     def topics(self) -> dict[str, TopicInfo]:
         """Return every topic, sorted by name."""
         with self._lock:
             return {name: topic for name, (topic, _) in sorted(self._topics.items())}
+
+    def layout(self, names: Collection[str]) -> dict[str, Layout]:
+        """Return what the topics of these names are now; one that does not exist is left out."""
+        with self._lock:
+            found = (name for name in names if name in self._topics)
+            return {name: Layout(self._topics[name][0].partitions, str(self._ids[name])) for name in found}
 
     def create_topic(self, name: str, partitions: int, config: TopicConfig | None = None) -> TopicInfo:
         """Create a topic, or return it if it exists with that many partitions."""
@@ -66,6 +82,7 @@ class MemoryLog:
                 return check_same_partitions(self._topics[name][0], partitions)
             topic = TopicInfo(name, partitions, config or TopicConfig())
             self._topics[name] = topic, [_Partition(topic, number) for number in range(partitions)]
+            self._ids[name], self._made = self._made, self._made + 1
             return topic
 
     def grow_topic(self, name: str, partitions: int) -> TopicInfo:

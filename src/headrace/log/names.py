@@ -63,6 +63,16 @@ def no_such_topic(name: str) -> NotFoundError:
     return NotFoundError(f"there is no topic {name}", remedy="Create it, or check its name with `headrace topics`")
 
 
+def topic_deleted(name: str) -> NotFoundError:
+    """Say that a topic is gone that was there before."""
+    return NotFoundError(
+        f"topic {name} was deleted while it was in use",
+        remedy="What was written to it is made again from the last checkpoint on once it is there; what was read from "
+        "it and is not in a checkpoint is lost, and whoever read it begins anew with other checkpoints and another "
+        "group (--group)",
+    )
+
+
 def no_such_partition(partition: TopicPartition, partitions: int) -> NotFoundError:
     """Say that a topic has fewer partitions."""
     return NotFoundError(

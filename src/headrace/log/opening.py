@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from headrace.clock import Clock
@@ -12,13 +13,16 @@ from headrace.log.api import Log
 from headrace.settings import Settings
 
 
-def open_log(settings: Settings, clock: Clock, worker: int | None = None) -> Log:
+def open_log(
+    settings: Settings, clock: Clock, worker: int | None = None, environment: Mapping[str, str] = os.environ
+) -> Log:
     """Open the log that the settings name; what Kafka wants to be told beside stands in ``HEADRACE_KAFKA_*``.
 
     Args:
         settings: Say which.
         clock: For the log.
         worker: Which of several workers on this machine uses it.
+        environment: Where those variables are.
 
     Raises:
         SettingsError: there is no such kind of log, or it cannot be used.
@@ -34,7 +38,7 @@ def open_log(settings: Settings, clock: Clock, worker: int | None = None) -> Log
         client_log = logging.getLogger("aiokafka")
         if client_log.level == logging.NOTSET:
             client_log.setLevel(logging.CRITICAL)  # it says the same many times a second; the log says it once
-        return KafkaLog(settings.log, clock=clock, options=KafkaOptions.load(os.environ, worker))
+        return KafkaLog(settings.log, clock=clock, options=KafkaOptions.load(environment, worker))
     if "://" in settings.log:
         scheme = settings.log.split("://")[0]
         raise SettingsError(

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TypeVar
 from zlib import crc32
 
 from headrace.clock import Clock
 from headrace.errors import NotFoundError, SettingsError
-from headrace.log.api import Group, Reader, TopicConfig, TopicInfo
+from headrace.log.api import Group, Layout, Reader, TopicConfig, TopicInfo
 from headrace.log.embedded.cleaning import clean_partition, trim_partition
 from headrace.log.embedded.coordinator import SqliteGroupStore
 from headrace.log.embedded.files import storage
@@ -62,6 +62,11 @@ class EmbeddedLog:
         """Return every topic, sorted by name."""
         found = ((name, self._topics.find(name)) for name in self._topics.names())
         return {name: topic for name, topic in found if topic is not None}
+
+    def layout(self, names: Collection[str]) -> dict[str, Layout]:
+        """Return what the topics of these names are now; one that does not exist is left out."""
+        found = ((name, self._topics.layout(name)) for name in names)
+        return {name: layout for name, layout in found if layout is not None}
 
     def create_topic(self, name: str, partitions: int, config: TopicConfig | None = None) -> TopicInfo:
         """Create a topic, or return it if it exists with that many partitions."""

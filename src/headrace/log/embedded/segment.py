@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from headrace.errors import CorruptError, NotFoundError
+from headrace.errors import CorruptError
 from headrace.log.embedded.files import opened, write_all
 from headrace.log.embedded.format import (
     HEADER_BYTES,
@@ -33,6 +33,7 @@ from headrace.log.embedded.marks import (
     encode_end,
     encode_entry,
 )
+from headrace.log.names import topic_deleted
 
 INDEX_INTERVAL_BYTES = 64 * 1024
 _SMALL_CHUNK = 64 * 1024
@@ -105,7 +106,7 @@ class EndFile:
         end = seen[1]
         # Who deletes the files by hand leaves those who have them open with files that nobody else will ever see.
         if end.deleted or not os.fstat(self.fd).st_nlink:
-            raise NotFoundError(f"topic {self.place.topic} was deleted", remedy="Create it again")
+            raise topic_deleted(self.place.topic)
         return end
 
     def write(self, end: End) -> None:

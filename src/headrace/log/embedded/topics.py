@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import msgspec
 
 from headrace.errors import CorruptError, SettingsError
-from headrace.log.api import TopicConfig, TopicInfo
+from headrace.log.api import Layout, TopicConfig, TopicInfo
 from headrace.log.embedded.files import (
     locked_file,
     read_versioned_json,
@@ -66,19 +66,32 @@ class TopicDirectory:
 
     def find(self, name: str) -> TopicInfo | None:
         """Return a topic, or None if there is none of that name."""
-        if not is_topic_name(name):
+        content = self._read(name)
+        if content is None:
             return None
         path = self._topics / name / "topic.json"
-        with storage(f"topic {name}", self._root):
-            try:
-                content = read_versioned_json(path, _TOPIC_VERSION)
-            except (FileNotFoundError, NotADirectoryError):
-                return None
         try:
             config = msgspec.convert(dataclasses.asdict(TopicConfig(**content["config"])), TopicConfig)
             return TopicInfo(name, msgspec.convert(content["partitions"], _Partitions), config)
         except (KeyError, TypeError, ValueError) as error:
             raise CorruptError(f"the file {path} is damaged", remedy="Restore it, or delete the topic") from error
+
+    def layout(self, name: str) -> Layout | None:
+        """Return how many partitions a topic has and its id, or None if there is none of that name.
+
+        Topics that an older version made have no id.
+        """
+        content = self._read(name)
+        return None if content is None else Layout(int(content["partitions"]), str(content.get("id", "")))
+
+    def _read(self, name: str) -> dict[str, Any] | None:
+        if not is_topic_name(name):
+            return None
+        with storage(f"topic {name}", self._root):
+            try:
+                return read_versioned_json(self._topics / name / "topic.json", _TOPIC_VERSION)
+            except (FileNotFoundError, NotADirectoryError):
+                return None
 
     def place(self, name: str, partition: int) -> Place:
         """Return where a partition lives."""
@@ -123,7 +136,8 @@ class TopicDirectory:
                 _make_partition(directory / str(partition))
             topic = dataclasses.replace(before, partitions=partitions)
             sync_directory(directory)
-            _write_topic(directory, topic)
+            kept = self.layout(name)
+            _write_topic(directory, topic, kept.topic_id if kept is not None else "")
             sync_directory(directory)
             return topic
 
@@ -148,7 +162,7 @@ class TopicDirectory:
         fresh.mkdir(parents=True)
         for partition in range(topic.partitions):
             _make_partition(fresh / str(partition))
-        _write_topic(fresh, topic)
+        _write_topic(fresh, topic, os.urandom(8).hex())
         sync_directory(fresh)
         fresh.rename(self._topics / topic.name)
         sync_directory(self._topics)
@@ -163,8 +177,10 @@ def _make_partition(directory: Path) -> None:
     (directory / "end").write_bytes(encode_end(EMPTY))
 
 
-def _write_topic(directory: Path, topic: TopicInfo) -> None:
+def _write_topic(directory: Path, topic: TopicInfo, topic_id: str) -> None:
     content: dict[str, Any] = {"format": _TOPIC_VERSION, "partitions": topic.partitions}
+    if topic_id:
+        content["id"] = topic_id
     write_json(directory / "topic.json", {**content, "config": dataclasses.asdict(topic.config)})
 
 

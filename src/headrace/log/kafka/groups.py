@@ -7,11 +7,11 @@ from typing import Any
 
 from aiokafka.coordinator.protocol import ConsumerProtocolMemberAssignment
 from aiokafka.protocol.admin import DescribeGroupsRequest, ListGroupsRequest
-from aiokafka.protocol.commit import OffsetFetchRequest
 
 from headrace.clock import Clock
 from headrace.errors import CorruptError
 from headrace.log.api import Assign, Committed, GroupMember, Membership
+from headrace.log.kafka.commits import committed
 from headrace.log.kafka.connection import Connection, check_code
 from headrace.log.kafka.coordinator import coordinator
 from headrace.log.kafka.leading import Grant
@@ -59,12 +59,12 @@ async def group_names(connection: Connection) -> list[str]:
     names = set()
     for broker in connection.client.cluster.brokers():
         response = await connection.send(broker.nodeId, ListGroupsRequest())
-        check_code(response.error_code)
+        check_code(response.error_code, needs="Describe on the cluster")
         names |= {name for name, kind in response.groups if kind in ("consumer", "")}
     found = []
     for name in sorted(names):
         described = await _describe(connection, name)
-        if described[5] or await _committed(connection, name):
+        if described[5] or await committed(connection, name):
             found.append(name)
     return found
 
@@ -72,7 +72,7 @@ async def group_names(connection: Connection) -> list[str]:
 async def _describe(connection: Connection, name: str) -> Any:
     async def attempt() -> Any:
         response = await connection.send(await coordinator(connection, name), DescribeGroupsRequest([name]))
-        check_code(response.groups[0][0])
+        check_code(response.groups[0][0], needs=f"Describe on group {name!r}")
         return response.groups[0]
 
     return await connection.attempts(attempt)
@@ -105,16 +105,5 @@ async def _members(connection: Connection, name: str) -> list[GroupMember]:
 
 
 async def _committed(connection: Connection, name: str) -> dict[TopicPartition, Committed]:
-    async def attempt() -> Any:
-        response = await connection.send(await coordinator(connection, name), OffsetFetchRequest(name, None))
-        check_code(getattr(response, "error_code", 0))
-        return response
-
-    response = await connection.attempts(attempt)
-    found = {}
-    for topic, partitions in response.topics:
-        for number, offset, metadata, code in partitions:
-            check_code(code)
-            if offset >= 0:
-                found[TopicPartition(topic, number)] = Committed(offset, metadata or "")
-    return dict(sorted(found.items()))
+    found = await committed(connection, name)
+    return {partition: note.committed for partition, note in sorted(found.items())}

@@ -6,8 +6,9 @@ releases it and joins again, and in that rebalance the unit, now free, goes wher
 nobody, and what stays is not even touched.
 
 Members carry what is known of all units (epoch, last holder) from one rebalance to the next, so that any of them can
-lead. Epochs and generations grow with every change; when nobody is left who knows them, they begin anew at the
-leader's clock in seconds, which is more than what a group can have reached before.
+lead. Epochs and generations grow with every change. When nobody is left who knows them, they begin anew above the
+last epochs that were committed with positions, and no lower than the leader's clock in milliseconds: so they also grow
+where two lives of a group follow each other within a second, and where the clock of the new leader is behind.
 
 What is meant for another goes on where it is until that one has a copy of its state. Members say in the same way of
 which units they have one; how long a holder waits for that it measures itself.
@@ -148,13 +149,18 @@ class Grant:
         )  # fmt: skip
 
 
-def grants(claims: Mapping[str, Claim], assign: Assign, now_s: int) -> dict[str, Grant]:
+def begins_anew(claims: Mapping[str, Claim]) -> bool:
+    """Return whether no member knows anything of the group's life so far."""
+    return not any(claim.known or claim.generation for claim in claims.values())
+
+
+def grants(claims: Mapping[str, Claim], assign: Assign, begin: int) -> dict[str, Grant]:
     """Decide a rebalance.
 
     Args:
         claims: What every member says, by Kafka's id of it.
         assign: Says which member should have which unit.
-        now_s: The leader's clock, in seconds.
+        begin: Where epochs and generations begin if no member knows any: more than the group has ever reached.
 
     Returns:
         What to tell each of them.
@@ -167,10 +173,10 @@ def grants(claims: Mapping[str, Claim], assign: Assign, now_s: int) -> dict[str,
 
     generations = [claim.generation for claim in claims.values()]
     before = {instance for c in claims.values() if c.generation == max(generations) for instance in c.instances}
-    generation = (max(generations, default=0) or now_s) + (before != set(alive))
+    generation = (max(generations, default=0) or begin) + (before != set(alive))
 
     known = _known(claims)
-    base = max((k.epoch for k in known.values()), default=now_s)
+    base = max((k.epoch for k in known.values()), default=begin)
     units = {}
     for unit in sorted({unit for claim in claims.values() for unit in claim.units} | known.keys()):
         k = known.get(unit, Known(base, "", ""))

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from concurrent.futures import wait as wait_for_all
 
 from headrace.clock import Clock
 from headrace.errors import RetriableError
-from headrace.log.api import Group, Reader, TopicConfig, TopicInfo
+from headrace.log.api import Group, Layout, Reader, TopicConfig, TopicInfo
 from headrace.log.kafka.codec import check
 from headrace.log.kafka.connection import TIMEOUT_S, Connection
 from headrace.log.kafka.fetching import Fetcher
 from headrace.log.kafka.groups import KafkaGroup, group_names
 from headrace.log.kafka.keys import java_hash
+from headrace.log.kafka.layouts import layouts
 from headrace.log.kafka.offsets import EARLIEST, LATEST, Offsets
 from headrace.log.kafka.options import KafkaOptions, servers_of
 from headrace.log.kafka.reader import KafkaReader
 from headrace.log.kafka.sending import Sender
 from headrace.log.kafka.topics import Topics
+from headrace.log.kafka.transactions import KafkaWriter
 from headrace.record import RecordBatch, TopicPartition
 
 
@@ -54,6 +57,10 @@ class KafkaLog:
         """Return every topic but Kafka's own, sorted by name."""
         return self._connection.call(self._topics.all())
 
+    def layout(self, names: Collection[str]) -> dict[str, Layout]:
+        """Return what the topics of these names are now; one that does not exist is left out."""
+        return self._connection.call(layouts(self._connection, names))
+
     def create_topic(self, name: str, partitions: int, config: TopicConfig | None = None) -> TopicInfo:
         """Create a topic, or return it if it exists with that many partitions."""
         return self._connection.call(self._topics.create(name, partitions, config))
@@ -89,6 +96,10 @@ class KafkaLog:
     def flush(self) -> None:
         """Return once everything that was appended or sent here is acknowledged by all replicas in sync."""
         self._sender.flush()
+
+    def writer(self, name: str, notes: TopicPartition) -> KafkaWriter:
+        """Open the transactions of a name, and fence whoever had them before; see ``log.api.TransactionalLog``."""
+        return KafkaWriter(self._connection, self._topics, self._offsets, self.reader, name, notes, self._clock)
 
     def reader(self, partition: TopicPartition, offset: int) -> Reader:
         """Read ``partition`` from ``offset`` on."""

@@ -6,6 +6,11 @@ tasks of the worker, which a rebalance does not stop. It says that the member li
 
 That it has a copy of a unit is for the leader, too. It costs a rebalance, which stops nobody, only if the unit is
 about to come here, and several copies go into one. Of all other copies it speaks when it joins again anyway.
+
+A static member (one with an instance id) may be away for less than the session timeout, and gets back what it had. The
+broker then repeats what it told the process before, without a rebalance; as that one may still be at work somewhere,
+what it held comes under new epochs: one rebalance, which stops nobody. Of two processes with one instance id the older
+ends with an error; to join again it would have to drive the other one out, and so on for ever.
 """
 
 from __future__ import annotations
@@ -13,6 +18,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from aiokafka.coordinator.protocol import ConsumerProtocolMemberAssignment, ConsumerProtocolMemberMetadata
@@ -30,12 +36,13 @@ from aiokafka.protocol.commit import OffsetCommitRequest
 from aiokafka.protocol.group import HeartbeatRequest, JoinGroupRequest, LeaveGroupRequest, SyncGroupRequest
 
 from headrace.clock import Clock
-from headrace.errors import FencedError, HeadraceError, RetriableError
+from headrace.errors import FencedError, HeadraceError, RetriableError, SettingsError
 from headrace.log.api import Assign, Assignment, Committed, Lease
 from headrace.log.groups import waited
-from headrace.log.kafka.connection import Connection, check_code
+from headrace.log.kafka.commits import committed, noted
+from headrace.log.kafka.connection import ANSWER_S, JOIN_S, Connection, check_code
 from headrace.log.kafka.coordinator import coordinator
-from headrace.log.kafka.leading import Claim, Grant, grants
+from headrace.log.kafka.leading import Claim, Grant, begins_anew, grants
 from headrace.record import TopicPartition
 
 _log = logging.getLogger("headrace")
@@ -50,6 +57,11 @@ _TOGETHER_S = 0.3
 _FENCED_INSTANCE = 82
 _LONGEST_REBALANCE_MS = 30_000
 _COMMIT_S = 20
+_LEAVE_S = 5
+
+
+class _InstanceTakenError(Exception):
+    """Another process has joined under the instance id of this one."""
 
 
 class _Has(NamedTuple):
@@ -91,6 +103,8 @@ class KafkaMembership:
         self._has = _Has(Grant(member_id, 0, {}, (), {}, ()), frozenset())
         self._rejoin_due: float | None = None
         self._fenced = self._left = self._retired = False
+        self._doubts = False
+        """Whether the broker does not know this member any more, which may have two reasons if it is static."""
         self._failure: HeadraceError | None = None
         self._node: int | None = None
         self._beat = asyncio.Event()
@@ -143,7 +157,7 @@ class KafkaMembership:
             self._check_lease(lease)
 
     def leave(self) -> None:
-        """Release everything and leave; idempotent. A static member is only gone, and may come back."""
+        """Release everything and leave; idempotent. A static member that holds something may come back for it."""
         if self._left:
             return
         self._left = True
@@ -178,11 +192,23 @@ class KafkaMembership:
 
     async def _leave(self) -> None:
         await self._stop()
-        if self._instance and not self._fenced and self._instance_id is None:
+        gone = self._fenced or self._failure is not None or not self._instance
+        holds = self._has.grant.leases.keys() - self._has.released
+        comes_back = self._instance_id is not None and holds and not self._retired
+        if not gone and not comes_back:
             try:
-                await self._ask(LeaveGroupRequest(self._group, self._instance))
+                await self._connection.attempts(self._say_goodbye, _LEAVE_S)
             except KafkaError as error:
                 raise self._connection.translated(error, f"leaving group {self._group}") from error
+
+    async def _say_goodbye(self) -> None:
+        try:
+            code = (await self._ask(LeaveGroupRequest(self._group, self._instance))).error_code
+            if for_code(code) is not UnknownMemberIdError:
+                self._check_code(code)
+        except KafkaError:
+            self._node = None  # another broker may look after the group now
+            raise
 
     async def _stop(self) -> None:
         if self._task is not None:
@@ -200,7 +226,14 @@ class KafkaMembership:
             except (RebalanceInProgressError, IllegalGenerationError, MemberIdRequired):
                 rejoin = True
             except UnknownMemberIdError as error:
-                self._lost(error)
+                rejoin = self._lost(error)
+            except _InstanceTakenError:
+                self._failure = SettingsError(
+                    f"another process has joined group {self._group} with HEADRACE_KAFKA_INSTANCE_ID="
+                    f"{self._instance_id}, which drives this one out",
+                    remedy="Give each headrace run an instance id of its own",
+                )
+                return
             except (NotCoordinatorForGroupError, GroupCoordinatorNotAvailableError):
                 await self._again()
             except KafkaError as error:
@@ -212,12 +245,16 @@ class KafkaMembership:
                 self._failure = error
                 return
 
-    def _lost(self, error: KafkaError) -> None:
+    def _lost(self, error: KafkaError) -> bool:
+        """Take note that the broker does not know this member; return whether to join again all the same."""
         if self._generation < 0:  # never was a member: the id that was lent has expired
             self._instance = ""
+        elif self._instance_id is not None and not self._doubts:
+            self._doubts = True  # joining tells whether its time was over or another has its instance id
         else:
             _log.debug("no longer a member of group %s: %s", self._group, error)
             self._fenced = True
+        return True
 
     async def _again(self) -> None:
         self._node = None
@@ -271,8 +308,8 @@ class KafkaMembership:
         if for_code(response.error_code) is MemberIdRequired:
             self._instance = response.member_id
         self._check_code(response.error_code)
-        self._instance, self._generation = response.member_id, response.generation_id
-        answers = self._lead(response.members) if response.leader_id == response.member_id else []
+        self._instance, self._generation, self._doubts = response.member_id, response.generation_id, False
+        answers = await self._lead(response.members) if response.leader_id == response.member_id else []
         sync = await self._ask(
             SyncGroupRequest(self._group, self._generation, self._instance, self._instance_id, answers)
         )
@@ -280,6 +317,9 @@ class KafkaMembership:
         got = Grant.decode(ConsumerProtocolMemberAssignment.decode(sync.member_assignment).user_data)
         # What happened while the group settled is news to the leader; what was released is still ours as it sees it.
         now = self._has
+        if any(got.known[unit].instance != self._instance for unit in got.leases):
+            got = replace(got, leases={}, revoked=(), outgoing=(), incoming=(), copies=())
+            self._rejoin_soon(at_once=True)  # this was for the process before, which may still be at work
         released = (now.released - told.released) & got.leases.keys()
         copied = now.copied.intersection(got.copies)
         self._has = _Has(got, frozenset(released), copied)
@@ -288,11 +328,15 @@ class KafkaMembership:
         if got.fenced:
             self._fenced = True
 
-    def _lead(self, members: Sequence[Any]) -> list[tuple[str, bytes]]:
-        claims = {}
-        for instance, *_, metadata in members:
-            claims[instance] = Claim.decode(ConsumerProtocolMemberMetadata.decode(metadata).user_data)
-        told = grants(claims, self._assign, self._clock.now_ms() // 1000)
+    async def _lead(self, members: Sequence[Any]) -> list[tuple[str, bytes]]:
+        claims, names = {}, {}
+        for instance, static, metadata in members:
+            claim = Claim.decode(ConsumerProtocolMemberMetadata.decode(metadata).user_data)
+            names[instance] = claim.member_id
+            # A static member is the same as the process before it, whatever that was called.
+            claims[instance] = replace(claim, member_id=static or claim.member_id)
+        begin = await self._begin() if begins_anew(claims) else 0
+        told = grants(claims, self._assign, begin)
         answers = []
         for instance, grant in told.items():
             by_topic: dict[str, set[int]] = {}
@@ -300,29 +344,31 @@ class KafkaMembership:
                 for topic, number in self._units.get(unit, ()):
                     by_topic.setdefault(topic, set()).add(number)
             shown = [(topic, sorted(numbers)) for topic, numbers in sorted(by_topic.items())]
-            answers.append((instance, ConsumerProtocolMemberAssignment(0, shown, grant.encode()).encode()))
+            said = replace(grant, member_id=names[instance]).encode()
+            answers.append((instance, ConsumerProtocolMemberAssignment(0, shown, said).encode()))
         return answers
+
+    async def _begin(self) -> int:
+        """Return a number that the epochs of all earlier lives of the group are below or equal to."""
+        reached = await committed(self._connection, self._group)
+        return max([self._clock.now_ms(), *(note.epoch for note in reached.values())])
 
     async def _commit(self, lease: Lease, offsets: Mapping[TopicPartition, Committed]) -> None:
         topics: dict[str, list[tuple[int, int, str]]] = {}
-        for (topic, number), committed in offsets.items():
-            topics.setdefault(topic, []).append((number, committed.offset, committed.metadata))
+        for (topic, number), position in offsets.items():
+            topics.setdefault(topic, []).append((number, position.offset, noted(position.metadata, lease.epoch)))
         deadline = self._connection.loop.time() + _COMMIT_S
         while True:
             self._check()
             self._check_lease(lease)
-            generation = self._generation
-            request = OffsetCommitRequest(self._group, generation, self._instance, -1, list(topics.items()))
+            request = OffsetCommitRequest(self._group, self._generation, self._instance, -1, list(topics.items()))
             try:
                 response = await self._ask(request)
                 for _, partitions in response.topics:
                     for _, code in partitions:
                         self._check_code(code)
-            except UnknownMemberIdError as error:
-                if generation == self._generation:
-                    self._lost(error)
-            except (RebalanceInProgressError, IllegalGenerationError):
-                self._beat.set()  # the group settles, or this member does not know yet that it did
+            except (RebalanceInProgressError, IllegalGenerationError, UnknownMemberIdError):
+                self._beat.set()  # the group settles, or has done so or removed the member: a heartbeat shows which
             except KafkaError as error:
                 if not error.retriable:
                     raise
@@ -339,12 +385,14 @@ class KafkaMembership:
         # Joining takes as long as the others take, and must not keep other requests waiting.
         joins = isinstance(request, JoinGroupRequest | SyncGroupRequest)
         way = f"{_GROUP_CONNECTION}-{'join' if joins else 'beat'}-{id(self)}"
-        return await self._connection.send(self._node, request, group=way)
+        # Whoever asks again over another connection is still heard before the session is over.
+        beat_s = min(ANSWER_S, max(1.0, self._timeout_ms / 3000))
+        return await self._connection.send(self._node, request, group=way, timeout_s=JOIN_S if joins else beat_s)
 
     def _check_code(self, code: int) -> None:
         if code == _FENCED_INSTANCE:
-            raise UnknownMemberIdError
-        check_code(code)
+            raise _InstanceTakenError
+        check_code(code, needs=f"Read on group {self._group!r}, and on the topics whose offsets it commits")
 
     def _check(self) -> None:
         if self._failure is not None:

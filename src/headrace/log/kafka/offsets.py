@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
-from aiokafka.errors import LeaderNotAvailableError, OffsetOutOfRangeError, UnknownTopicOrPartitionError
+from aiokafka.errors import KafkaError, LeaderNotAvailableError, OffsetOutOfRangeError, UnknownTopicOrPartitionError
 from aiokafka.protocol.admin import DeleteRecordsRequest
 from aiokafka.protocol.offset import OffsetRequest
 
@@ -14,7 +14,7 @@ from headrace.log.kafka.topics import Topics
 from headrace.record import TopicPartition
 
 EARLIEST, LATEST = -2, -1
-READ_COMMITTED = 1
+READ_UNCOMMITTED, READ_COMMITTED = 0, 1
 _TIMEOUT_MS = 10_000
 _Result = TypeVar("_Result")
 
@@ -26,18 +26,19 @@ class Offsets:
         self._connection = connection
         self._topics = topics
 
-    async def at(self, partition: TopicPartition, time: int) -> int:
+    async def at(self, partition: TopicPartition, time: int, isolation: int = READ_COMMITTED) -> int:
         """Return the offset of the first record that is not older, of ``EARLIEST`` or ``LATEST``; -1 if there is none.
 
-        The end is where a reader can get to: it lies before transactions that are not finished.
+        The end is where a reader can get to: it lies before transactions that are not finished, unless ``isolation``
+        says otherwise.
         """
         topic, number = partition
-        request = OffsetRequest(-1, READ_COMMITTED, [(topic, [(number, time)])])
+        request = OffsetRequest(-1, isolation, [(topic, [(number, time)])])
 
         async def ask(leader: int) -> int:
             response = await self._connection.send(leader, request)
             _, code, _, offset, *_ = response.topics[0][1][0]
-            check_code(code)
+            check_code(code, needs=f"Describe on topic {topic!r}")
             return int(offset)
 
         return await self._ask_leader(partition, ask)
@@ -48,8 +49,8 @@ class Offsets:
 
         async def ask(leader: int) -> None:
             request = DeleteRecordsRequest([(topic, [(number, before)])], _TIMEOUT_MS)
-            response = await self._connection.send(leader, request)
-            check_code(response.topics[0][1][0][2])
+            response = await self._connection.send(leader, request, timeout_s=_TIMEOUT_MS / 1000 + 5)
+            check_code(response.topics[0][1][0][2], needs=f"Delete on topic {topic!r}")
 
         try:
             await self._ask_leader(partition, ask)
@@ -74,8 +75,8 @@ class Offsets:
     async def _learn(self, partition: TopicPartition, error: Exception) -> None:
         if isinstance(error, UnknownTopicOrPartitionError):
             self._topics.forget(partition.topic)
-        if getattr(error, "invalid_metadata", False):
-            await self._connection.metadata(None)
+        if isinstance(error, KafkaError) and error.retriable:
+            await self._connection.metadata(None)  # whoever does not answer may lead no more
 
 
 def leader_of(connection: Connection, partition: TopicPartition) -> int | None:

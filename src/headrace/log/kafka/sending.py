@@ -6,21 +6,32 @@ one that waits, so that many small batches leave together without anybody having
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import math
 import threading
 from collections import deque
 from concurrent.futures import Future
 from concurrent.futures import wait as wait_for_all
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from typing import Any
 
 from aiokafka import AIOKafkaProducer
-from aiokafka.errors import KafkaError, MessageSizeTooLargeError
+from aiokafka.errors import (
+    InvalidTimestampError,
+    KafkaError,
+    MessageSizeTooLargeError,
+    TopicAuthorizationFailedError,
+)
+from aiokafka.record.memory_records import MemoryRecords
 
 from headrace.errors import FatalError, HeadraceError, InvalidError, NotFoundError, RetriableError
 from headrace.log.kafka.codec import is_described, rows, size_bytes
 from headrace.log.kafka.connection import Connection
+from headrace.log.kafka.sessions import keep_sessions
 from headrace.log.kafka.topics import Topics
+from headrace.log.limits import too_large
 from headrace.log.slices import BatchPieces
 from headrace.record import RecordBatch, TopicPartition
 
@@ -33,6 +44,10 @@ _WAITING_BYTES = 64 * 1024 * 1024
 _ROOM_S = 5
 """How long an append waits for room."""
 _FLUSH_S = 30
+_ANSWER_MS = 20_000
+"""How long a broker may take to acknowledge something before it is sent again."""
+_LOOK_S = 2
+"""How long a batch is under way before somebody looks whether its topic is still there."""
 
 
 @dataclass(slots=True, eq=False)
@@ -57,23 +72,49 @@ class Sender:
         self._queues: dict[TopicPartition, deque[_Parcel]] = {}
         """What waits; a partition has a queue as long as something of it waits or is under way."""
         self._under_way: dict[TopicPartition, _Parcel] = {}
+        self._looks: dict[TopicPartition, asyncio.Task[None]] = {}
+        """Whether topics are still there to which something has been under way for long."""
         self._waiting_bytes = 0
         self._failure: HeadraceError | None = None
-        codec = connection.options.compression
-        self._producer = connection.call(self._open(None if codec == "none" else codec))
+        self._opening = threading.Lock()
+        self._opened: AIOKafkaProducer | None = None
 
-    async def _open(self, codec: str | None) -> AIOKafkaProducer:
-        arguments = dict(self._connection.arguments)
+    @property
+    def _producer(self) -> AIOKafkaProducer:
+        """Opened when it is first needed: who only reads may not be allowed to open one."""
+        if self._opened is None:
+            with self._opening:
+                if self._opened is None:
+                    self._opened = self._connection.call(self._open())
+        return self._opened
+
+    async def _open(self) -> AIOKafkaProducer:
+        codec = self._connection.options.compression
+        reached = {"bootstrap_servers": self._connection.reached, "request_timeout_ms": _ANSWER_MS}
+        arguments = self._connection.arguments | reached
         # Twice the size: the builder also refuses what is only nearly too large.
         producer = AIOKafkaProducer(
             **arguments, acks="all", enable_idempotence=True, max_batch_size=2 * _BATCH_BYTES,
-            max_request_size=2 * _BATCH_BYTES, compression_type=codec,
+            max_request_size=2 * _BATCH_BYTES, compression_type=None if codec == "none" else codec,
         )  # fmt: skip
-        await producer.start()
+        keep_sessions(producer, arguments)
+        # What has no leader waits for one, as it does for a leader that cannot be reached.
+        producer._message_accumulator._batch_ttl = math.inf
+        self._connection.also(producer.client.cluster.update_metadata)
+        # It asks for topics by name, which makes one that was deleted; who asks for all of them makes none.
+        refresh = producer.client._metadata_update
+        producer.client._metadata_update = lambda cluster, _: refresh(cluster, None)
+        try:
+            await producer.start()
+        except BaseException:
+            await producer.client.close()
+            raise
         self._connection.at_end(self._close)
         return producer
 
     async def _close(self) -> None:
+        if self._failure is not None:
+            await self._producer._sender.close()  # nobody waits for what it still has, which may never go
         await self._producer.stop()
 
     def send(self, partition: TopicPartition, batch: RecordBatch) -> list[Future[int]]:
@@ -90,23 +131,28 @@ class Sender:
 
     def _send(self, partition: TopicPartition, batch: RecordBatch, described: bool) -> list[Future[int]]:
         size = size_bytes(batch, described=described)
-        if size > _BATCH_BYTES and len(batch) > 1:
-            share = max(1, len(batch) * _BATCH_BYTES // (2 * size))
+        largest = self._topics.largest(partition.topic)
+        if largest is None:
+            largest = self._connection.call(self._topics.learn_largest(partition.topic))
+        most = min(_BATCH_BYTES, largest)
+        if size > most and len(batch) > 1:
+            share = max(1, len(batch) * most // (2 * size))
             pieces = BatchPieces(replace(batch, offsets=range(len(batch))), 0)
             sent = []
             while not pieces.exhausted:
                 sent += self._send(partition, pieces.take(share), described)
             return sent
-        if size > 2 * _BATCH_BYTES:
-            raise InvalidError(f"a record for {partition} is larger than Kafka takes: about {size} bytes")
+        if size > largest and size > (largest := self._connection.call(self._topics.learn_largest(partition.topic))):
+            raise too_large(f"a record for {partition}", size, partition.topic, largest)
+        create_batch = self._producer.create_batch
         with self._changed:
             self._wait_for_room()
             queue = self._queues.get(partition)
             fresh = queue is None
             if queue is None:
                 queue = self._queues[partition] = deque()
-            if not queue or queue[-1].size + size > _BATCH_BYTES:
-                queue.append(_Parcel(self._producer.create_batch()))
+            if not queue or queue[-1].size + size > most:
+                queue.append(_Parcel(create_batch()))
             parcel = queue[-1]
             first = parcel.count
             append = parcel.builder.append
@@ -167,8 +213,8 @@ class Sender:
             try:
                 await self._learn(partition)
                 future = await self._producer.send_batch(parcel.builder, partition.topic, partition=partition.partition)
-                offset = (await future).offset
-            except (KafkaError, AssertionError) as error:
+                offset = await self._acknowledged(partition, future)
+            except (KafkaError, AssertionError, NotFoundError) as error:
                 self._failed(partition, parcel, error)
                 return
             with self._changed:
@@ -178,22 +224,51 @@ class Sender:
             parcel.sent.set_result(offset)
 
     async def _learn(self, partition: TopicPartition) -> None:
-        """Have the producer look again if it knows the topic without a partition that it has got since."""
+        """Have the producer look again if it does not know the partition.
+
+        Raises:
+            NotFoundError: there is none.
+        """
         known = self._producer.client.cluster.partitions_for_topic(partition.topic)
-        if known and partition.partition not in known:
+        if not known or partition.partition not in known:
+            try:
+                await self._topics.confirm(partition)
+            except KafkaError:
+                return  # nobody answers: the producer waits until somebody does
             await self._producer.client.force_metadata_update()
+
+    async def _acknowledged(self, partition: TopicPartition, future: asyncio.Future[Any]) -> int:
+        """Wait until a batch is acknowledged, and return its offset.
+
+        Raises:
+            NotFoundError: its topic was deleted; the library would try for ever.
+        """
+        while not (await asyncio.wait([future], timeout=_LOOK_S))[0]:
+            look = self._looks.get(partition)
+            if look is None or look.done():
+                look = self._looks[partition] = self._connection.loop.create_task(self._topics.confirm(partition))
+            await asyncio.wait([future, look], return_when=asyncio.FIRST_COMPLETED)
+            if look.done() and isinstance(look.exception(), NotFoundError) and not future.done():
+                look.result()
+        return int((await future).offset)
 
     def _failed(self, partition: TopicPartition, parcel: _Parcel, error: Exception) -> None:
         """Give up what waits for a partition; the library has tried again for as long as that made sense."""
         if isinstance(error, MessageSizeTooLargeError):
             told: HeadraceError = InvalidError(
-                f"the brokers refuse records for {partition}, as they are too large",
+                f"the brokers refuse records for {partition}, as they are too large: {parcel.count} of at most "
+                f"{parcel.size} bytes together",
                 remedy="Raise max.message.bytes of the topic",
             )
+        elif isinstance(error, InvalidTimestampError):
+            told = _bad_time(partition, parcel)
+        elif isinstance(error, NotFoundError):
+            told = error
         elif isinstance(error, AssertionError) or not self._topics.knows(partition):
             told = NotFoundError(f"topic {partition.topic} has no partition {partition.partition}")
         else:
-            assert isinstance(error, KafkaError)
+            if isinstance(error, TopicAuthorizationFailedError):
+                error = TopicAuthorizationFailedError(f"Write on topic {partition.topic!r}")
             cause = self._connection.translated(error, str(partition))
             # What cannot be sent is lost, even if another try might pass: tasks must go back to their checkpoints.
             told = FatalError(cause.message) if isinstance(cause, RetriableError) else cause
@@ -209,6 +284,16 @@ class Sender:
         with self._changed:
             self._failure = self._failure or error
             self._changed.notify_all()
+
+
+def _bad_time(partition: TopicPartition, parcel: _Parcel) -> FatalError:
+    times = [record.timestamp for record in MemoryRecords(bytes(parcel.builder._build())).next_batch()]
+    first, last = (datetime.fromtimestamp(time / 1000, UTC).isoformat() for time in (min(times), max(times)))
+    return FatalError(
+        f"the brokers refuse the time of records for {partition}: they are of {first} to {last}",
+        remedy="Set message.timestamp.before.max.ms and message.timestamp.after.max.ms of the topic (before Kafka 3.6: "
+        "message.timestamp.difference.max.ms) to 9223372036854775807, and start again: nothing is lost",
+    )
 
 
 def _shifted(sent: Future[int], by: int) -> Future[int]:

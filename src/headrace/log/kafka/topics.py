@@ -12,6 +12,7 @@ from aiokafka.errors import (
     LeaderNotAvailableError,
     PolicyViolationError,
     TopicAlreadyExistsError,
+    TopicAuthorizationFailedError,
     UnknownTopicOrPartitionError,
 )
 from aiokafka.protocol.admin import (
@@ -24,7 +25,14 @@ from aiokafka.protocol.admin import (
 from headrace.errors import InvalidError
 from headrace.log.api import TopicConfig, TopicInfo
 from headrace.log.kafka.connection import Connection, check_code
-from headrace.log.names import check_growth, check_new_topic, check_same_partitions, no_such_partition, no_such_topic
+from headrace.log.names import (
+    check_growth,
+    check_new_topic,
+    check_same_partitions,
+    no_such_partition,
+    no_such_topic,
+    topic_deleted,
+)
 from headrace.record import TopicPartition
 
 LEAST_SEGMENT_BYTES = 1024 * 1024
@@ -32,7 +40,18 @@ LEAST_SEGMENT_BYTES = 1024 * 1024
 _TOPIC, _BROKER = 2, 4
 _UNKNOWN_TOPIC = 3
 _TIMEOUT_MS = 15_000
+_GONE_S = 1.0
+"""How long all that is asked says that a topic is gone before that is believed: brokers learn of things one by one."""
 _FAR_FUTURE = "message.timestamp.after.max.ms"
+_LARGEST = "max.message.bytes"
+_TIME = "message.timestamp.type"
+_USUAL_LARGEST_BYTES = 1_048_588
+"""What brokers take unless they are told otherwise."""
+_OWN_LARGEST_BYTES = 8 * 1024 * 1024
+"""What headrace's own topics take: dead letters and internal records are somewhat larger than what they come from."""
+_UNASKED = {_FAR_FUTURE: str(2**63 - 1), "retention.ms": "-1"}
+"""What a topic gets that is made without a config. Retention goes by event times, so that the results of a replay
+would be gone at once; and whoever made the topic by writing to it has not said that it may lose anything."""
 
 
 class Topics:
@@ -45,20 +64,22 @@ class Topics:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._partitions: dict[str, int] = {}
+        self._largest: dict[str, int] = {}
 
     async def all(self) -> dict[str, TopicInfo]:
         """Return every topic but Kafka's own, sorted by name."""
         response = await self._connection.metadata(None)
         found = {name: len(parts) for code, name, own, parts in _fields(response) if not own and not code}
         self._partitions = found
-        configs = await self._configs(sorted(found))
-        return {name: TopicInfo(name, count, configs[name]) for name, count in sorted(found.items())}
+        return await self._described(dict(sorted(found.items())))
 
     async def count(self, topic: str) -> int | None:
         """Return how many partitions a topic has, None if there is no such topic."""
         if topic not in self._partitions:
             response = await self._connection.metadata([topic])
             ((code, _, _, parts),) = _fields(response)
+            if code == TopicAuthorizationFailedError.errno:
+                check_code(code, needs=f"Describe on topic {topic!r}")
             if code == _UNKNOWN_TOPIC or (not parts and code != LeaderNotAvailableError.errno):
                 return None
             check_code(code)
@@ -80,6 +101,31 @@ class Topics:
         if not 0 <= partition.partition < count:
             raise no_such_partition(partition, count)
 
+    async def confirm(self, partition: TopicPartition) -> None:
+        """Refuse what has not existed for a while, whoever is asked: a broker that has just come may not know it yet.
+
+        Raises:
+            NotFoundError: the topic was deleted, or made again with fewer partitions.
+        """
+        deadline = self._connection.loop.time() + _GONE_S
+        while True:
+            self.forget(partition.topic)
+            count = await self.count(partition.topic)
+            if count is not None and partition.partition < count:
+                return
+            if self._connection.loop.time() > deadline:
+                raise topic_deleted(partition.topic) if count is None else no_such_partition(partition, count)
+            await self._connection.pause()
+
+    def largest(self, topic: str) -> int | None:
+        """Return the size of the largest batch that a topic takes, None if that was not learnt yet."""
+        return self._largest.get(topic)
+
+    async def learn_largest(self, topic: str) -> int:
+        """Ask for the size of the largest batch that a topic takes."""
+        await self._configs([topic])
+        return self._largest[topic]
+
     def knows(self, partition: TopicPartition) -> bool:
         """Return whether the partition exists, as far as is known without asking."""
         return 0 <= partition.partition < self._partitions.get(partition.topic, 0)
@@ -91,13 +137,13 @@ class Topics:
     async def create(self, name: str, partitions: int, config: TopicConfig | None) -> TopicInfo:
         """Create a topic, or return it if it exists with that many partitions; without a config, the brokers' counts.
 
-        Kafka's retention goes by the timestamps of records, which are event times: of a replay of old data, it may
-        delete everything within minutes. So nothing is said of it that nobody asked for.
+        Topics that are made without a config keep their records: see ``_UNASKED``. What gives a config is headrace
+        itself, whose records may be larger than those of users.
         """
         check_new_topic(name, partitions)
         self.forget(name)
         if await self.count(name) is None:
-            own = {_FAR_FUTURE: to_kafka(TopicConfig())[_FAR_FUTURE]} if config is None else to_kafka(config)
+            own = _UNASKED if config is None else to_kafka(config) | {_LARGEST: str(_OWN_LARGEST_BYTES)}
             await self._create(name, partitions, own)
         return check_same_partitions(await self._there(name), partitions)
 
@@ -108,8 +154,8 @@ class Topics:
         except InvalidConfigurationError:
             if _FAR_FUTURE not in config:
                 raise
-            # Brokers before 3.6 do not know it, nor need it.
-            rest = {key: value for key, value in config.items() if key != _FAR_FUTURE}
+            # Brokers before 3.6 do not know the one, nor need it; others allow less of the other.
+            rest = {key: value for key, value in config.items() if key not in (_FAR_FUTURE, _LARGEST)}
             await self._ask_to_create(name, partitions, replication, rest)
 
     async def _ask_to_create(self, name: str, partitions: int, replication: int, config: dict[str, str]) -> None:
@@ -121,7 +167,7 @@ class Topics:
 
         async def attempt() -> None:
             code, told = (await self._to_controller(request)).topic_errors[0][1:3]
-            check_code(code, told or "")
+            check_code(code, told or "", needs=f"Create on topic {name!r}, or on the cluster")
 
         try:
             await self._connection.attempts(attempt)
@@ -144,7 +190,7 @@ class Topics:
 
             async def attempt() -> None:
                 code, told = (await self._to_controller(request)).topic_errors[0][1:3]
-                check_code(code, told or "")
+                check_code(code, told or "", needs=f"Alter on topic {name!r}")
 
             await self._connection.attempts(attempt)
         return await self._there(name, partitions)
@@ -163,7 +209,7 @@ class Topics:
             return count
 
         count = await self._connection.attempts(there)
-        return TopicInfo(name, count, (await self._configs([name]))[name])
+        return (await self._described({name: count}))[name]
 
     async def delete(self, name: str) -> None:
         """Delete a topic and its records, and wait until it is gone."""
@@ -173,7 +219,7 @@ class Topics:
 
         async def attempt() -> None:
             response = await self._to_controller(DeleteTopicsRequest([name], _TIMEOUT_MS))
-            check_code(response.topic_error_codes[0][1])
+            check_code(response.topic_error_codes[0][1], needs=f"Delete on topic {name!r}")
 
         try:
             await self._connection.attempts(attempt)
@@ -193,7 +239,7 @@ class Topics:
         if cluster.controller is None:
             await self._connection.metadata(None)
         try:
-            return await self._connection.send(cluster.controller.nodeId, request)
+            return await self._connection.send(cluster.controller.nodeId, request, timeout_s=_TIMEOUT_MS / 1000 + 5)
         except KafkaError:
             await self._connection.metadata(None)
             raise
@@ -205,15 +251,24 @@ class Topics:
         told = {} if code else {name: value for name, value, *_ in entries}
         return int(told.get("default.replication.factor") or min(3, len(nodes)))
 
-    async def _configs(self, names: list[str]) -> dict[str, TopicConfig]:
+    async def _described(self, counts: Mapping[str, int]) -> dict[str, TopicInfo]:
+        configs = await self._configs(list(counts))
+        return {
+            name: TopicInfo(name, count, from_kafka(found), self._largest[name], by_event_time(found))
+            for (name, count), found in zip(counts.items(), map(configs.__getitem__, counts), strict=True)
+        }
+
+    async def _configs(self, names: list[str]) -> dict[str, dict[str, str]]:
+        """Return the settings of topics; whoever may not look at them gets what is usual, which is none here."""
         if not names:
             return {}
-        wanted = list(to_kafka(TopicConfig()))
+        wanted = [*to_kafka(TopicConfig()), _LARGEST, _TIME]
         request = DescribeConfigsRequest([(_TOPIC, name, wanted) for name in names])
-        found = {}
+        found: dict[str, dict[str, str]] = {name: {} for name in names}
         for code, _, _, name, entries in (await self._connection.send_any(request)).resources:
-            # Whoever may not look at it gets what is usual.
-            found[name] = TopicConfig() if code else from_kafka({key: value for key, value, *_ in entries})
+            found[name] = {} if code else {key: value for key, value, *_ in entries if value}
+        for name, settings in found.items():
+            self._largest[name] = int(settings.get(_LARGEST, _USUAL_LARGEST_BYTES))
         return found
 
 
@@ -240,6 +295,12 @@ def from_kafka(settings: Mapping[str, str]) -> TopicConfig:
         segment_bytes=int(usual["segment.bytes"]),
         compact="compact" in usual["cleanup.policy"],
     )
+
+
+def by_event_time(settings: Mapping[str, str]) -> bool:
+    """Return whether a topic deletes records by the time that their producers gave them."""
+    kept = int(settings.get("retention.ms", -1)) < 0 or "delete" not in settings.get("cleanup.policy", "delete")
+    return not kept and settings.get(_TIME) == "CreateTime"
 
 
 def _limit(text: str) -> int | None:

@@ -135,6 +135,22 @@ class TopicContract(LogFixtures):
         assert values_of(read_all(reader)) == [b"z"]
         reader.close()
 
+    def test_a_topic_is_known_by_its_id(self, log: Log, other: Log) -> None:
+        """It stays while a topic grows, and is another one for a topic of the same name that is made later."""
+        before = log.layout(["payments", "nothing"])
+        assert list(before) == ["payments"]
+        assert before["payments"].partitions == 2
+        assert before["payments"].topic_id
+        other.grow_topic("payments", 3)
+        assert log.layout(["payments"]) == {"payments": before["payments"]._replace(partitions=3)}
+        other.delete_topic("payments")
+        until(lambda: not log.layout(["payments"]))
+        other.create_topic("payments", 2)
+        after = log.layout(["payments"])["payments"]
+        assert after.partitions == 2
+        assert after.topic_id not in ("", before["payments"].topic_id)
+        assert other.layout(["payments"]) == {"payments": after}
+
     def test_what_does_not_exist_is_not_found(self, log: Log) -> None:
         """Every call on a topic or partition that does not exist says so."""
         for partition in (TopicPartition("nothing", 0), TopicPartition("payments", 2), TopicPartition("payments", -1)):
@@ -299,6 +315,57 @@ class RecordContract(LogFixtures):
         log.flush()
         log.flush()
         assert log.end_offset(PART) == 1
+
+    def test_what_is_sent_keeps_its_place(self, log: Log, other: Log) -> None:
+        """Without waiting, batches stand behind what was sent or appended to their partition before."""
+        second = TopicPartition("payments", 1)
+        pairs = [[b"%d-%s" % (i, name) * 10_000 for name in (b"a", b"b")] for i in range(50)]
+        for i, pair in enumerate(pairs):
+            log.send(PART, make_batch(pair, progress=Progress(i, False, -1)))
+            log.send(second, make_batch([b"%d" % i]))
+        assert log.append(PART, make_batch([b"appended"])) == 100
+        changing = make_batch([b"last"])
+        log.send(PART, changing)
+        assert isinstance(changing.keys, list)
+        changing.keys[0] = b"other"
+        log.flush()
+        assert [other.end_offset(PART), other.end_offset(second)] == [102, 50]
+        reader = other.reader(PART, 0)
+        batches = read_all(reader)
+        reader.close()
+        assert values_of(batches) == [*(value for pair in pairs for value in pair), b"appended", b"last"]
+        assert [batch.progress for batch in batches if batch.progress] == [Progress(i, False, -1) for i in range(50)]
+        assert list(batches[-1].keys)[-1] == b"k0"
+
+    def test_what_makes_no_sense_is_not_sent(self, log: Log) -> None:
+        """There must be a partition, and columns of one length."""
+        for partition in (TopicPartition("nothing", 0), TopicPartition("payments", 2)):
+            with pytest.raises(NotFoundError):
+                log.send(partition, make_batch([b"x"]))
+        with pytest.raises(InvalidError):
+            log.send(PART, RecordBatch([1, 2], [b"k"], JoinedBytes.of([b"v", b"v"])))
+        log.flush()
+        assert log.end_offset(PART) == 0
+
+    def test_everybody_puts_a_key_into_the_same_partition(self, log: Log, other: Log) -> None:
+        """The hash is the log's, not the object's; it is not negative, and it tells keys apart."""
+        keys = [b"", b"\xff" * 64, *(b"customer-%d" % i for i in range(500))]
+        hashed = [log.hash_key(key) for key in keys]
+        assert hashed == [other.hash_key(key) for key in keys]
+        assert min(hashed) >= 0
+        assert len(set(hashed)) > 450
+        assert {code % 4 for code in hashed} == {0, 1, 2, 3}
+
+    def test_a_log_is_known_by_its_identity(self, log: Log, other: Log) -> None:
+        """Whoever opens it finds the same."""
+        assert log.identity
+        assert log.identity == other.identity
+
+    def test_a_log_may_be_closed_twice(self, log: Log) -> None:
+        """Closing is idempotent."""
+        log.append(PART, make_batch([b"x"]))
+        log.close()
+        log.close()
 
     def test_offsets_are_found_by_time(self, log: Log) -> None:
         """The first record that is not older, or the end; control batches have no time."""

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Protocol, TypeVar
 
 from headrace.errors import RetriableError
-from headrace.log.api import Committed, Group, Lease, Reader, TopicConfig, TopicInfo
+from headrace.log.api import Committed, Group, Layout, Lease, Reader, TopicConfig, TopicInfo
 from headrace.log.groups import GroupState
 from headrace.log.membership import GroupStore, StoredGroup
 from headrace.log.memory import MemoryLog
@@ -87,6 +87,10 @@ class WorkerLog:
     def topics(self) -> dict[str, TopicInfo]:
         """Return every topic, sorted by name."""
         return self._shared.topics()
+
+    def layout(self, names: Collection[str]) -> dict[str, Layout]:
+        """Return what the topics of these names are now."""
+        return self._shared.layout(names)
 
     def create_topic(self, name: str, partitions: int, config: TopicConfig | None = None) -> TopicInfo:
         """Create a topic, or return it if it exists with that many partitions."""
