@@ -39,6 +39,8 @@ def filled() -> Metrics:
     task.restored(1.5, fetched_bytes=60, reused_bytes=40, fallbacks=1)
     task.discarded()
     task.unsaved(4.0)
+    task.slowed()
+    task.step_lasts(61.0)
     task.waits("log", True)
     task.state_bytes(9000)
     task.outbox(20, 3000)

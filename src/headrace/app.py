@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
@@ -22,7 +23,7 @@ from headrace.checkpoint.store import open_objects
 from headrace.clock import Clock, SystemClock
 from headrace.dsl.builder import Topology
 from headrace.errors import FatalError, HeadraceError, InvalidError, NotFoundError, SettingsError, TopologyError
-from headrace.log.api import Log
+from headrace.log.api import Layout, Log
 from headrace.log.opening import open_log
 from headrace.metrics import Metrics
 from headrace.record import TopicPartition
@@ -35,7 +36,8 @@ from headrace.runtime.parts import Parts
 from headrace.runtime.rescale import Site
 from headrace.runtime.status import RunStatus, WorkerStatus, combined, explain
 from headrace.runtime.supervisor import Report, supervise
-from headrace.runtime.topics import create_topics
+from headrace.runtime.topics import create_topics, used_topics, warn_of_retention
+from headrace.runtime.watching import TopicWatch
 from headrace.runtime.worker import Worker
 from headrace.settings import Settings
 from headrace.topology.graph import Graph, Source
@@ -99,7 +101,7 @@ def prepare(topology: Topology, log: Log, settings: Settings) -> Plan:
     """Check the topology against the log, and create the topics that it writes to; see ``examine``."""
     planned = examine(topology, log, settings)
     _check_widths(planned, log, settings)
-    create_topics(planned, log)
+    create_topics(planned, log, settings.group)
     return planned
 
 
@@ -114,7 +116,7 @@ def examine(topology: Topology, log: Log, settings: Settings) -> Plan:
     sources = _source_partitions(graph, log)
     topics = log.topics()
     existing = {name: info.partitions for name, info in topics.items()}
-    return plan(graph, sources, settings.repartition_partitions, existing, settings.guarantee)
+    return plan(graph, sources, settings.repartition_partitions, existing, settings.guarantee, settings.transactions)
 
 
 def _check_widths(planned: Plan, log: Log, settings: Settings) -> None:
@@ -140,6 +142,7 @@ def _source_partitions(graph: Graph, log: Log) -> dict[str, int]:
     for source in graph.nodes:
         if isinstance(source, Source) and source.topic not in topics:
             name = source.topic
+            log.layout([name])  # says more, if it is only hidden from this user
             raise NotFoundError(
                 f"topology {graph.name!r} reads topic {name!r}, which does not exist in the log {log.url} "
                 f"({source.location})",
@@ -168,7 +171,8 @@ def start(topology: Topology, log: Log, settings: Settings, clock: Clock, module
     checkpoints = open_checkpoints(settings, planned.graph.name)
     change = find_change(planned, checkpoints, log)
     check_change(change, settings.resets, module)
-    create_topics(planned, log)
+    create_topics(planned, log, settings.group)
+    warn_of_retention(planned, log, anew=change.first)
     group = log.group(settings.group or planned.graph.name)
     retire(change, settings.resets, checkpoints, log, group, clock.now_ms())
     return planned
@@ -268,8 +272,10 @@ def _run_one(
 
     try:
         member_id = f"{socket.gethostname()}-{os.getpid()}"
-        with _worker(planned, log, settings, clock, metrics, member_id, bounds) as worker:
-            host = Host(worker, clock, settings, tell, lambda failure: _overdue(failure, settings))
+        layouts = log.layout(used_topics(planned))
+        watch = TopicWatch(planned, log, layouts, bounded=bounds is not None)
+        with _worker(planned, log, settings, clock, metrics, member_id, bounds, layouts) as worker:
+            host = Host(worker, clock, settings, tell, lambda failure: _overdue(failure, settings), watch, _stuck)
             hosted.append(host)
             with _stopped_by_signals(host.stop) as signals:
                 host.run()
@@ -318,8 +324,11 @@ def run_worker(
         metrics = Metrics(version("headrace"))
         bounds = None if ends is None else Bounds(ends)
         member_id = f"{socket.gethostname()}-{os.getpid()}-{index}"
-        with _worker(planned, log, settings, clock, metrics, member_id, bounds) as worker:
-            host = Host(worker, clock, settings, report.take, lambda failure: _overdue(failure, settings, report))
+        layouts = log.layout(used_topics(planned))
+        watch = TopicWatch(planned, log, layouts, bounded=bounds is not None)
+        with _worker(planned, log, settings, clock, metrics, member_id, bounds, layouts) as worker:
+            overdue = partial(_overdue, settings=settings, report=report)
+            host = Host(worker, clock, settings, report.take, overdue, watch, _stuck)
             report.start(metrics.exposition, host)
             with _stopped_by_signals(host.stop, interrupt=False):
                 host.run()
@@ -341,7 +350,8 @@ def rescale_site(topology: Topology, log: Log, settings: Settings, clock: Clock,
 
     def open_worker(planned: Plan, bounds: Bounds) -> AbstractContextManager[Worker]:
         member_id = f"{socket.gethostname()}-{os.getpid()}"
-        return _worker(planned, log, settings, clock, Metrics(version("headrace")), member_id, bounds)
+        layouts = log.layout(used_topics(planned))
+        return _worker(planned, log, settings, clock, Metrics(version("headrace")), member_id, bounds, layouts)
 
     return Site(
         graph, log, open_checkpoints(settings, topology.name), log.group(name),
@@ -351,7 +361,14 @@ def rescale_site(topology: Topology, log: Log, settings: Settings, clock: Clock,
 
 @contextmanager
 def _worker(
-    planned: Plan, log: Log, settings: Settings, clock: Clock, metrics: Metrics, member_id: str, bounds: Bounds | None
+    planned: Plan,
+    log: Log,
+    settings: Settings,
+    clock: Clock,
+    metrics: Metrics,
+    member_id: str,
+    bounds: Bounds | None,
+    layouts: Mapping[str, Layout],
 ) -> Iterator[Worker]:
     from headrace.state.rocksdb import RocksStores
 
@@ -374,6 +391,8 @@ def _worker(
         calls,
         restores,
         copies,
+        limits={name: info.max_record_bytes for name, info in topics.items() if info.max_record_bytes is not None},
+        layouts=layouts,
     )
     worker = Worker(parts, member_id, bounds)
     try:
@@ -460,6 +479,13 @@ def _overdue(failure: HeadraceError | None, settings: Settings, report: Report |
         report.end(error)
     else:
         _log.error("%s", "\n".join([*getattr(error, "__notes__", []), f"error: {error}"]))
+    logging.shutdown()
+    os._exit(1)
+
+
+def _stuck(error: HeadraceError) -> None:
+    """End the process without a word to its supervisor, which starts another one: user code holds this one."""
+    _log.error("%s", "\n".join([*getattr(error, "__notes__", []), f"error: {error}"]))
     logging.shutdown()
     os._exit(1)
 

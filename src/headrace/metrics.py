@@ -57,6 +57,8 @@ FAMILIES: dict[str, Family] = {
         Family("gauge", "watermark_holder_info", "Is 1 for the input that holds a task's watermark back.", _INPUT),
         Family("histogram", "batch_duration_seconds", "Time a task took for one batch.", _TASK, _LATENCY),
         Family("histogram", "batch_records", "Records in one batch of a task.", _TASK, _RECORDS),
+        Family("counter", "slow_steps_total", "Steps that took longer for a batch than slow_step.", _TASK),
+        Family("gauge", "slow_step_seconds", "How long a slow step has been at its batch; 0 once it is back.", _TASK),
         Family("counter", "blocked_seconds_total", "Time a task waited for the log to take its outputs.", _TASK),
         Family("histogram", "checkpoint_duration_seconds", "Time from start to commit.", _TASK, _DURATION),
         Family("counter", "checkpoint_uploaded_bytes_total", "Bytes that checkpoints uploaded.", _TASK),
@@ -218,7 +220,7 @@ class TaskMetrics(_Handle):
     _counters = (
         "blocked_seconds_total", "checkpoint_failures_total", "checkpoint_uploaded_bytes_total",
         "restore_fetched_bytes_total", "restore_reused_bytes_total", "restore_fallbacks_total",
-        "restore_discards_total",
+        "restore_discards_total", "slow_steps_total",
     )  # fmt: skip
 
     def __init__(self, metrics: Metrics, labels: Mapping[str, str]) -> None:
@@ -249,6 +251,14 @@ class TaskMetrics(_Handle):
         """Report a batch that the task is through with."""
         self._observe("batch_records", records)
         self._observe("batch_duration_seconds", seconds)
+
+    def slowed(self) -> None:
+        """Count a step that is slow."""
+        self._add("slow_steps_total", 1)
+
+    def step_lasts(self, seconds: float) -> None:
+        """Report how long a slow step has been at its batch."""
+        self._set("slow_step_seconds", seconds)
 
     def blocked(self, seconds: float) -> None:
         """Report time spent waiting for the log to take outputs."""

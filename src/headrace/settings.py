@@ -99,6 +99,11 @@ class Settings:
     """Memory for RocksDB's blocks and write buffers of one worker, all its stores together."""
     batch_records: int = 4096
     """The most records that a task takes in one step."""
+    slow_step_ms: int = 60_000
+    """A step that takes longer for a batch is reported, with the place in the code, and the worker is not ready; 0 for
+    never."""
+    step_timeout_ms: int = 600_000
+    """A worker with a step that takes longer for a batch gives itself up, and its tasks go to others; 0 for never."""
     repartition_partitions: int = 0
     """Partitions of internal topics; 0 takes what they have, and for new ones the number of the widest source."""
     fsync: str = "checkpoint"
@@ -107,6 +112,9 @@ class Settings:
     guarantee: str = "at-least-once"
     """What holds of outputs that a replay after a crash may not repeat: ``at-least-once``, or ``exactly-once`` by
     way of an outbox, from which they leave with the checkpoint that contains them."""
+    transactions: bool = False
+    """Whether outputs leave in transactions of Kafka, so that who reads only what is committed sees no repeats; with
+    ``exactly-once`` only."""
     lost_records: str = "stop"
     """What a task does whose next records are gone by retention: ``stop``, or ``skip`` them, count them and go on."""
     unsaved_limit_ms: int = 0
@@ -123,6 +131,11 @@ class Settings:
             raise SettingsError(f"fsync must be checkpoint, always or never: {self.fsync!r}")
         if self.guarantee not in ("at-least-once", "exactly-once"):
             raise SettingsError(f"guarantee must be at-least-once or exactly-once: {self.guarantee!r}")
+        if self.transactions and self.guarantee != "exactly-once":
+            raise SettingsError(
+                f"there are no transactions with {self.guarantee}",
+                remedy="Give --guarantee exactly-once (HEADRACE_GUARANTEE) as well",
+            )
         if self.lost_records not in ("stop", "skip"):
             raise SettingsError(f"lost_records must be stop or skip: {self.lost_records!r}")
         if 0 < self.unsaved_limit_ms < 2 * self.checkpoint_interval_ms:
@@ -170,7 +183,8 @@ class Settings:
 _LEAST = {
     "workers": 1, "checkpoint_interval_ms": 1, "heartbeat_interval_ms": 1, "drain_timeout_ms": 0,
     "handoff_timeout_ms": 0, "standby_copies": 0, "cache_bytes": 0,
-    "block_cache_bytes": 1024**2, "batch_records": 1, "repartition_partitions": 0, "metrics_port": -1,
+    "block_cache_bytes": 1024**2, "batch_records": 1, "slow_step_ms": 0, "step_timeout_ms": 0,
+    "repartition_partitions": 0, "metrics_port": -1,
 }  # fmt: skip
 
 

@@ -191,11 +191,13 @@ def starting(site: Site) -> Iterator[Start]:
         started.append(Telling(site.start("run", name, *arguments, **{**found(site), **FAST, **environment})))
         return started[-1]
 
-    yield begin
-    for telling in started:
-        with suppress(ProcessLookupError):
-            os.killpg(telling.process.pid, signal.SIGKILL)
-        telling.end()
+    try:
+        yield begin
+    finally:
+        for telling in started:
+            with suppress(ProcessLookupError):
+                os.killpg(telling.process.pid, signal.SIGKILL)
+            telling.end()
 
 
 def holders(site: Site, group: str) -> dict[str, tuple[str, ...]]:

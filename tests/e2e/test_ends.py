@@ -12,7 +12,7 @@ import pytest
 
 from headrace.clock import SystemClock
 from tests.e2e.harness import Site, committed, kill_all, wait_for
-from tests.e2e.small import Telling, found, holders, module, put_rows
+from tests.e2e.small import Telling, counted, counting, counts_of, found, holders, module, put, put_rows, rows
 
 FAST = {
     "HEADRACE_CHECKPOINT_INTERVAL": "50ms",
@@ -124,6 +124,22 @@ def test_a_bounded_run_ends_whatever_is_missing_or_waits(site: Site, workers: st
         assert "ends finished: " in output
         check_everything(site, count)
         assert values(site, "reminders") == [{"k": f"k{k}", "seen": count // 2} for k in range(2)]
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_bounded_run_with_other_checkpoints_begins_anew(site: Site, workers: str) -> None:
+    """What the group knows of a run before counts only together with the checkpoints of that run."""
+    put(site, rows(300), 3)
+    once = len(counts_of(rows(300)))
+    for count, name in enumerate(("some", "other"), 1):
+        places = {
+            "HEADRACE_CHECKPOINTS": str(site.folder / name),
+            "HEADRACE_STATE_DIR": str(site.folder / f"{name}-state"),
+        }
+        for _ in range(2):
+            site.run("run", counting(site), "--until-end", "--workers", workers, **found(site) | FAST | places)
+            assert len(site.read("out")) == count * once, name
+            assert counted(site) == counts_of(rows(300)), name
 
 
 def test_a_live_run_brings_out_everything_though_its_inputs_are_idle_empty_or_missing(site: Site, start: Start) -> None:

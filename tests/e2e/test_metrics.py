@@ -168,6 +168,7 @@ def check_labels(shown: Samples) -> None:
         "standby_bytes",
         "standby_lag_checkpoints",
         "standby_age_seconds",
+        "slow_step_seconds",
     }
     assert set(FAMILIES) - plain <= never
 

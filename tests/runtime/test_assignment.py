@@ -49,6 +49,15 @@ def test_a_second_look_moves_nothing(live: list[str], work: list[str]) -> None:
     assert assign(live, work, first) == first
 
 
+@given(members.filter(bool), units, holders, st.sets(st.integers(0, 11)))
+def test_what_has_moved_changes_nothing_for_the_rest(
+    live: list[str], work: list[str], held: dict[str, str], done: set[int]
+) -> None:
+    plan = assign(live, work, held)
+    moved = {unit: plan[unit] for place, unit in enumerate(work) if place in done}
+    assert assign(live, work, held | moved) == plan
+
+
 def test_units_of_one_kind_spread_out() -> None:
     result = assign(["a", "b"], ["x-0", "x-1", "y-0", "y-1"], {})
     assert {result["x-0"], result["x-1"]} == {"a", "b"}

@@ -217,7 +217,7 @@ def test_a_topic_that_is_gone_is_told_as_such(place: Place) -> None:
     worker = place.worker("a", lost_records="skip")
     feed(place, worker, 0, 20)
     place.log.delete_topic("in")
-    with pytest.raises(NotFoundError, match="no topic in"):
+    with pytest.raises(NotFoundError, match="topic in was deleted"):
         place.run(worker, until=lambda: False)
     worker.close()
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from headrace.clock import SystemClock
-from headrace.errors import FatalError, HeadraceError, RecordError
+from headrace.errors import FatalError, HeadraceError, RecordError, RetriableError
 from headrace.runtime.status import WorkerStatus
 from headrace.runtime.supervisor import Report, Supervisor, supervise
 from headrace.settings import Settings
@@ -28,6 +28,8 @@ def work(index: int, report: Report, what: str, folder: str) -> None:
     Path(folder, f"{index}-{times}").touch()
     if what == "die" or (what == "die-once" and not times):
         os.kill(os.getpid(), signal.SIGKILL)
+    if what == "late" and index == 1 and times < 2:
+        raise RetriableError("nobody answers")
     report.take(WorkerStatus("running", records_in=(("in", 1 + index),)))
     report.send(("report", report._status, b"# TYPE up gauge\nup 1.0\n", True, True))
     while index and not list(Path(folder).glob("0-*")):
@@ -77,6 +79,13 @@ def test_workers_report_and_drain_when_told(tmp_path: Path) -> None:
 def test_a_worker_that_dies_is_started_again(tmp_path: Path) -> None:
     run(tmp_path, "die-once")
     assert {path.name for path in tmp_path.iterdir()} == {"0-0", "0-1", "1-0", "1-1", "drained-0", "drained-1"}
+
+
+def test_a_worker_that_could_not_begin_is_started_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However often: what does not answer may be away for long, and the others go on."""
+    monkeypatch.setattr("headrace.runtime.supervisor._AGAIN_MS", 20)
+    run(tmp_path, "late")
+    assert {path.name for path in tmp_path.iterdir()} == {"0-0", "1-0", "1-1", "1-2", "drained-0", "drained-1"}
 
 
 def test_workers_that_die_again_and_again_end_the_run(tmp_path: Path) -> None:

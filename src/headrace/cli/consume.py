@@ -112,6 +112,7 @@ def partitions_of(log: Log, topic: str, only: int | None = None) -> list[TopicPa
     """
     topics = log.topics()
     if topic not in topics:
+        log.layout([topic])  # says more, if it is only hidden from this user
         there = ", ".join(name for name in topics) or "none"
         raise NotFoundError(
             f"there is no topic {topic!r} in the log {log.url}", remedy=f"Check its name; topics there: {there}"

@@ -12,6 +12,7 @@ from headrace.cli.options import (
     GuaranteeOption,
     LogOption,
     RepartitionPartitionsOption,
+    TransactionsOption,
     load_settings,
     log_exists,
     opened_log,
@@ -40,10 +41,11 @@ def describe(
     log: LogOption = None,
     repartition_partitions: RepartitionPartitionsOption = None,
     guarantee: GuaranteeOption = None,
+    transactions: TransactionsOption = None,
 ) -> None:
     """Show the steps, topics and tasks of a topology.
 
-    It names for each output what holds after a crash: deterministic, outbox or at-least-once, and why.
+    It names for each output what holds after a crash: deterministic, outbox, transactional or at-least-once, and why.
 
     \b
     headrace describe topologies.card_spend
@@ -53,14 +55,18 @@ def describe(
     from headrace.topology import describe as drawing
     from headrace.topology.plan import plan, source_topics
 
-    settings = load_settings(log=log, repartition_partitions=repartition_partitions, guarantee=guarantee)
+    settings = load_settings(
+        log=log, repartition_partitions=repartition_partitions, guarantee=guarantee, transactions=transactions
+    )
     graph = load(module).graph()
     names = list(dict.fromkeys(source_topics(graph)))
     if partitions is not None:
         counts = dict.fromkeys(names, partitions)
     else:
         counts = _counts(names, settings)
-    planned = plan(graph, counts, settings.repartition_partitions, guarantee=settings.guarantee)
+    planned = plan(
+        graph, counts, settings.repartition_partitions, guarantee=settings.guarantee, transactions=settings.transactions
+    )
     draw = {
         Format.TEXT: drawing.describe_text,
         Format.MERMAID: drawing.describe_mermaid,

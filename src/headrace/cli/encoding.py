@@ -12,6 +12,7 @@ import msgspec
 
 from headrace.cli.options import KeySerde, ValueSerde
 from headrace.errors import RecordError, SettingsError
+from headrace.log.limits import largest
 from headrace.record import TIMESTAMP_LIMIT
 from headrace.serde.api import Serde
 from headrace.serde.json import Json
@@ -58,6 +59,8 @@ class LineEncoder:
                 f"--{'key' if key else 'time'} names a field, and values written as {value_serde} have no fields",
                 remedy="Use --value-serde msgpack or json, or leave --key and --time out",
             )
+        self.largest_bytes: int | None = None
+        """What a record may take; None if any size will do."""
         self._key = key
         self._time = time
         self._key_serde = key_serde
@@ -105,7 +108,12 @@ class LineEncoder:
             timestamps: Sequence[int] = [now_ms] * len(values)
         else:
             timestamps = timestamps_of([value[self._time] for value in values])
-        return Columns(timestamps, keys, self._encode_values(values))
+        encoded = self._encode_values(values)
+        if self.largest_bytes is not None and (size := largest(keys or (), encoded)) > self.largest_bytes:
+            raise ValueError(
+                f"It takes about {size:,} bytes, and the topic takes at most {self.largest_bytes:,} (max.message.bytes)"
+            )
+        return Columns(timestamps, keys, encoded)
 
     def _fault(self, value: Any, error: Exception) -> str:
         """Say what is wrong with a value; ``error`` is what encoding it raised."""

@@ -145,6 +145,23 @@ BlockCacheOption = Annotated[
     str | None, _setting("block_cache_bytes", "Memory for RocksDB's blocks and buffers of a worker", "SIZE")
 ]
 BatchRecordsOption = Annotated[int | None, _setting("batch_records", "The most records in one step of a task", "N")]
+SlowStepOption = Annotated[
+    str | None,
+    _setting(
+        "slow_step_ms",
+        "A step that takes longer for a batch is reported, with the place in the code; 0s for never",
+        "DURATION",
+    ),
+]
+StepTimeoutOption = Annotated[
+    str | None,
+    _setting(
+        "step_timeout_ms",
+        "A worker with a step that takes longer for a batch ends with an error, and its tasks go to others; 0s for "
+        "never",
+        "DURATION",
+    ),
+]
 RepartitionPartitionsOption = Annotated[
     int | None,
     _setting("repartition_partitions", "Partitions of new internal topics; 0 for as many as the widest source", "N"),
@@ -189,6 +206,14 @@ GuaranteeOption = Annotated[
         "at-least-once|exactly-once",
     ),
 ]
+TransactionsOption = Annotated[
+    bool | None,
+    _setting(
+        "transactions",
+        "Outputs leave in transactions, on Kafka and with --guarantee exactly-once: who reads only what is committed "
+        "(isolation.level=read_committed) sees each once, up to --checkpoint-interval later",
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
 
 
@@ -217,7 +242,9 @@ def load_settings(**given: Any) -> Settings:
 
 def note_unknown_variables() -> None:
     """Say which ``HEADRACE_*`` variables of the environment are no settings: their names may be misspelt."""
-    known = [variable_of(name) for name in _DEFAULTS]
+    from headrace.log.kafka.options import KafkaOptions
+
+    known = [*(variable_of(name) for name in _DEFAULTS), *KafkaOptions.variables()]
     for name in sorted(name for name in os.environ if name.startswith("HEADRACE_") and name not in known):
         meant = "".join(f"; is {other} meant?" for other in get_close_matches(name, known, n=1))
         note(f"note: the variable {name} is no setting and was passed over{meant}")
@@ -249,7 +276,9 @@ def opened_log(settings: Settings, clock: Clock, *, existing: bool = True) -> It
         )
     from headrace.log.opening import open_log
 
-    log = open_log(settings, clock)
+    # A command is no worker: under the instance id of one it would drive that one out of its group.
+    environment = {name: value for name, value in os.environ.items() if name != "HEADRACE_KAFKA_INSTANCE_ID"}
+    log = open_log(settings, clock, environment=environment)
     try:
         yield log
     finally:

@@ -53,6 +53,7 @@ def produce(
     clock = SystemClock()
     with opened_log(load_settings(log=log, fsync=fsync), clock, existing=False) as opened:
         found = ensure_topic(opened, topic, partitions)
+        encoder.largest_bytes = found.max_record_bytes
         writer = TopicWriter(opened, topic, found.partitions, batch, first=clock.now_ms())
         if sys.stdin.isatty():
             note("type lines of JSON; Ctrl-D ends")

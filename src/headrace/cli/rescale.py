@@ -15,6 +15,7 @@ from headrace.cli.options import (
     GuaranteeOption,
     LogOption,
     StateDirOption,
+    TransactionsOption,
     load_settings,
     opened_log,
 )
@@ -35,6 +36,7 @@ def rescale(
     cache: CacheOption = None,
     block_cache: BlockCacheOption = None,
     guarantee: GuaranteeOption = None,
+    transactions: TransactionsOption = None,
 ) -> None:
     """Move state to the partitions of its keys.
 
@@ -51,6 +53,7 @@ def rescale(
     settings = load_settings(
         log=log, checkpoints=checkpoints, state_dir=state_dir, group=group, cache_bytes=cache,
         block_cache_bytes=block_cache, repartition_partitions=partitions, guarantee=guarantee,
+        transactions=transactions,
     )  # fmt: skip
     from headrace.app import rescale_site
     from headrace.runtime.rescale import carry_out, find_moves

@@ -26,8 +26,11 @@ from headrace.cli.options import (
     MetricsPortOption,
     RepartitionPartitionsOption,
     SessionTimeoutOption,
+    SlowStepOption,
     StandbyCopiesOption,
     StateDirOption,
+    StepTimeoutOption,
+    TransactionsOption,
     UnsavedLimitOption,
     UntilEndOption,
     WorkersOption,
@@ -39,6 +42,7 @@ from headrace.cli.output import note
 from headrace.cli.progress import RunProgress, summary
 from headrace.clock import SystemClock
 from headrace.errors import HeadraceError, NotFoundError
+from headrace.settings import Settings
 
 
 def run(
@@ -60,9 +64,12 @@ def run(
     cache: CacheOption = None,
     block_cache: BlockCacheOption = None,
     batch_records: BatchRecordsOption = None,
+    slow_step: SlowStepOption = None,
+    step_timeout: StepTimeoutOption = None,
     repartition_partitions: RepartitionPartitionsOption = None,
     fsync: FsyncOption = None,
     guarantee: GuaranteeOption = None,
+    transactions: TransactionsOption = None,
     lost_records: LostRecordsOption = None,
     unsaved_limit: UnsavedLimitOption = None,
     allow_reset: AllowResetOption = None,
@@ -80,22 +87,18 @@ def run(
     settings = load_settings(
         log=log, checkpoints=checkpoints, state_dir=state_dir, group=group, workers=workers, until_end=until_end,
         metrics_host=metrics_host, metrics_port=metrics_port, checkpoint_interval_ms=checkpoint_interval,
-        session_timeout_ms=session_timeout, heartbeat_interval_ms=heartbeat_interval,
-        drain_timeout_ms=drain_timeout, handoff_timeout_ms=handoff_timeout, standby_copies=standby_copies,
-        cache_bytes=cache, block_cache_bytes=block_cache,
-        batch_records=batch_records, repartition_partitions=repartition_partitions, fsync=fsync,
-        lost_records=lost_records, unsaved_limit_ms=unsaved_limit,
-        guarantee=guarantee, allow_reset=allow_reset,
+        session_timeout_ms=session_timeout, heartbeat_interval_ms=heartbeat_interval, drain_timeout_ms=drain_timeout,
+        handoff_timeout_ms=handoff_timeout, standby_copies=standby_copies, cache_bytes=cache,
+        block_cache_bytes=block_cache, batch_records=batch_records, slow_step_ms=slow_step,
+        step_timeout_ms=step_timeout, repartition_partitions=repartition_partitions, fsync=fsync,
+        guarantee=guarantee, transactions=transactions, lost_records=lost_records,
+        unsaved_limit_ms=unsaved_limit, allow_reset=allow_reset,
     )  # fmt: skip
     note_unknown_variables()
     from headrace.app import run_spec
 
     name = load(module).name
-    if not log_exists(settings) and settings.log != "memory://":
-        raise NotFoundError(
-            f"there is no log in {settings.log}, and topology {name!r} has topics to read",
-            remedy="Fill one with `headrace produce`, or give another with --log or HEADRACE_LOG",
-        )
+    _check_log(settings, name)
     clock = SystemClock()
     begun_ms = clock.monotonic_ms()
     progress = RunProgress(clock, until_end=settings.until_end, label=name)
@@ -111,3 +114,11 @@ def run(
     note(summary(name, status, clock.monotonic_ms() - begun_ms))
     if status.total is not None and status.state == "stopped":
         raise typer.Exit(FAILED)
+
+
+def _check_log(settings: Settings, topology: str) -> None:
+    if not log_exists(settings) and settings.log != "memory://":
+        raise NotFoundError(
+            f"there is no log in {settings.log}, and topology {topology!r} has topics to read",
+            remedy="Fill one with `headrace produce`, or give another with --log or HEADRACE_LOG",
+        )

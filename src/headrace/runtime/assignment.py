@@ -9,7 +9,7 @@ def assign(members: Sequence[str], units: Sequence[str], holders: Mapping[str, s
     """Spread ``units`` over ``members`` evenly, moving as few as possible.
 
     No member gets two more than another. A unit stays with the member that held it last, as long as that keeps to its
-    share; what moves is taken in the order of ``units``, so that tasks of one kind spread out.
+    share; what moves spreads out over the members by kind. While a plan is carried out unit by unit, it stays the same.
 
     Args:
         members: Ids of the live members.
@@ -27,17 +27,19 @@ def assign(members: Sequence[str], units: Sequence[str], holders: Mapping[str, s
     if not order:
         return {}
     least, spare = divmod(len(units), len(order))
-    held = {member: [unit for unit in units if holders.get(unit) == member] for member in order}
-    # The members that hold most keep the extra ones: that moves least.
-    generous = sorted(order, key=lambda member: (-len(held[member]), member))
-    share = {member: least + (place < spare) for place, member in enumerate(generous)}
-    kept = {unit: member for member in order for unit in held[member][: share[member]]}
-    room = {member: share[member] - min(len(held[member]), share[member]) for member in order}
-    result: dict[str, str] = {}
+    held: dict[str, list[str]] = {member: [] for member in order}
     for unit in units:
-        member = kept.get(unit)
-        if member is None:
-            member = max(order, key=lambda m: room[m])
-            room[member] -= 1
-        result[unit] = member
-    return result
+        if (holder := holders.get(unit)) in held:
+            held[holder].append(unit)
+    # Members that hold enough keep the extra ones: that moves least. How much more than enough does not count, or the
+    # plan would change while it is carried out, and what was copied for one member would be meant for another.
+    generous = sorted(order, key=lambda member: (len(held[member]) <= least, member))
+    share = {member: least + (place < spare) for place, member in enumerate(generous)}
+    result = {unit: member for member in order for unit in held[member][: share[member]]}
+    room = iter([member for member in order for _ in range(share[member] - len(held[member]))])
+    # In steps over all units, of which each has its place whatever has moved before it, tasks of one kind spread out.
+    for step in range(len(order)):
+        for unit in units[step :: len(order)]:
+            if unit not in result:
+                result[unit] = next(room)
+    return {unit: result[unit] for unit in units}

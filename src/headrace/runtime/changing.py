@@ -14,6 +14,7 @@ from headrace.errors import InvalidError, NotFoundError, TopologyError
 from headrace.log.api import Group, Log
 from headrace.log.reading import read_to
 from headrace.record import TopicPartition
+from headrace.runtime.topics import check_topics, used_topics
 from headrace.topology.change import Change, Kept, Verdict, abandoned, compare, read, to_reset
 from headrace.topology.plan import Plan
 
@@ -37,13 +38,15 @@ def find_change(plan: Plan, checkpoints: Checkpoints, log: Log | None) -> Change
         log: Where its records are; None if there is no log yet.
 
     Raises:
-        InvalidError: the checkpoints belong to another log.
+        InvalidError: the checkpoints belong to another log, or to topics that were deleted.
         RetriableError: the checkpoint store cannot be reached.
     """
     manifests = newest(checkpoints)
     if log is not None:
+        layouts = log.layout(used_topics(plan))
         for manifest in manifests:
             check_log(manifest, log)
+            check_topics(manifest, plan, layouts)
     kept = [kept_in(manifest) for manifest in manifests]
     unread = {} if log is None else {topic: _unread(log, at) for topic, at in abandoned(plan, kept).items()}
     return compare(plan, kept, unread)

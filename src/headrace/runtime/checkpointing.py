@@ -15,16 +15,20 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from headrace.checkpoint.checkpoints import Checkpoints
 from headrace.checkpoint.manifest import Manifest
-from headrace.log.api import Committed, Lease, Log, Membership
+from headrace.log.api import Committed, Layout, Lease, Log, Membership
 from headrace.record import TopicPartition
 from headrace.runtime.bounds import metadata
 from headrace.runtime.recovery import keep
 from headrace.runtime.task import Task
+from headrace.runtime.topics import ids_of
 from headrace.state.api import Store
+
+_UNKNOWN: Mapping[str, Layout] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +80,7 @@ def complete(
     lease: Lease,
     internal: frozenset[str],
     now_ms: int,
+    layouts: Mapping[str, Layout] = _UNKNOWN,
 ) -> Saved:
     """Do steps 2 to 5. Blocks; runs in a job.
 
@@ -88,6 +93,7 @@ def complete(
         lease: The task's.
         internal: The topics whose records only this topology reads.
         now_ms: The time.
+        layouts: What the topics are that the positions speak of.
 
     Raises:
         FencedError: another worker owns the task.
@@ -97,6 +103,7 @@ def complete(
         log.flush()
         positions = {str(partition): position for partition, position in pending.positions.items()}
         info = {"finished": pending.finished, "log": log.identity, "shape": pending.shape}
+        info["topics"] = ids_of({partition.topic for partition in pending.positions}, layouts)
         manifest = checkpoints.save(previous, pending.snapshot, positions, info, now_ms)
     except BaseException:
         shutil.rmtree(pending.snapshot, ignore_errors=True)

@@ -5,13 +5,24 @@ from __future__ import annotations
 import struct
 from array import array
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 from zlib import crc32
 
 from headrace.errors import TopologyError
+from headrace.log.limits import largest, record_bytes
 from headrace.operators.api import Batch
 from headrace.operators.selectors import Selector, select
-from headrace.record import JoinedBytes, Origin, Progress, RecordBatch, TopicPartition, control_batch
+from headrace.record import (
+    ID_HEADER,
+    Headers,
+    JoinedBytes,
+    Origin,
+    Progress,
+    RecordBatch,
+    TopicPartition,
+    control_batch,
+)
 from headrace.serde.api import Serde, changed_type
 from headrace.topology.graph import Repartition, Sink
 from headrace.topology.plan import Plan, SubTopology, TaskId, internal_topic, topics_above
@@ -22,12 +33,19 @@ Append = tuple[TopicPartition, RecordBatch]
 Hash = Callable[[bytes], int]
 DEFAULT_HASH: Hash = crc32
 """The one of a log that no other producers write to."""
+NO_LIMITS: Mapping[str, int] = MappingProxyType({})
+"""Of a log that takes records of any size."""
 
 _BY_OUTBOX = "/+outbox"
 """Ends the source of what left through an outbox; no topic can be called that."""
 
 _CHECKPOINT_BITS = 26
 """What leaves through an outbox is numbered from here on in each checkpoint; no checkpoint contains so many records."""
+
+
+def first_in(checkpoint: int) -> int:
+    """Return the first number of what leaves through an outbox behind a checkpoint: greater than all before it."""
+    return checkpoint << _CHECKPOINT_BITS
 
 
 def left_by_outbox(source: str) -> bool:
@@ -37,6 +55,10 @@ def left_by_outbox(source: str) -> bool:
     or behind them.
     """
     return source.endswith(_BY_OUTBOX)
+
+
+class OutputTooLargeError(ValueError):
+    """A record is larger than the topic that it is for takes."""
 
 
 class Edge:
@@ -62,6 +84,8 @@ class Edge:
         key: Serde[Any] | None = None,
         hash_key: Hash = DEFAULT_HASH,
         outbox: bool = False,
+        limit: int | None = None,
+        location: str = "",
     ) -> None:
         self.step = step
         self.outbox = outbox
@@ -81,13 +105,18 @@ class Edge:
         self._key_of = key_of
         self._key = key
         self._hash_key = hash_key
+        self._limit = limit
+        """The largest record that the topic takes, in bytes."""
+        self._location = location
+        self._overhead_bytes = record_bytes(None, None, ((ID_HEADER, bytes(20 + 4 * len(self._source))),))
+        """At most what a record takes beside key, value and headers of its own."""
         self._waiting: list[Batch] = []
 
     def process(self, batch: Batch) -> Batch:
         """Encode a batch for this edge; the same for a part of it, so that a bad record can be found.
 
         Raises:
-            Exception: a key or value cannot be had or encoded; nothing of the batch leaves.
+            Exception: a key or value cannot be had or encoded, or is too large; nothing of the batch leaves.
         """
         keys = batch.keys
         if self._key is not None:
@@ -97,7 +126,22 @@ class Edge:
                 raise TypeError("the key to repartition by is missing")
             self._check_readable(batch.values)
         values: list[Any] = self._value.encode_many(batch.values)
+        if self._limit is not None:
+            self._check_sizes(self._limit, keys, values, batch.headers)
         return Batch(batch.offsets, batch.timestamps, keys, values, batch.headers)
+
+    def _check_sizes(
+        self, limit: int, keys: Sequence[bytes | None], values: list[Any], headers: Sequence[Headers] | None
+    ) -> None:
+        if headers is None and largest(keys, values) + self._overhead_bytes <= limit:
+            return
+        for i, value in enumerate(values):
+            size = record_bytes(keys[i], value, () if headers is None else headers[i]) + self._overhead_bytes
+            if size > limit:
+                raise OutputTooLargeError(
+                    f"its output for topic {self.topic} takes about {size:,} bytes, and the topic takes at most "
+                    f"{limit:,} (max.message.bytes){self._location and f', at {self._location}'}"
+                )
 
     def add(self, encoded: Batch) -> None:
         """Let what ``process`` returned leave with the next ``pack``."""
@@ -114,7 +158,7 @@ class Edge:
         self.sequences = {source: n for source, n in sequences.items() if source.split("/")[1] == self.step}
         if self.outbox:
             source = self._sequence("")
-            self.sequences[source] = max(self.sequences.get(source, 0), checkpoint << _CHECKPOINT_BITS)
+            self.sequences[source] = max(self.sequences.get(source, 0), first_in(checkpoint))
 
     def pack(self, topic: str, progress: Progress) -> list[Append]:
         """Return what is to be appended, by partition.
@@ -197,7 +241,13 @@ class Edge:
 
 
 def edge_of(
-    plan: Plan, sub: SubTopology, task: TaskId, node: Sink | Repartition, partitions: Mapping[str, int], hash_key: Hash
+    plan: Plan,
+    sub: SubTopology,
+    task: TaskId,
+    node: Sink | Repartition,
+    partitions: Mapping[str, int],
+    hash_key: Hash,
+    limits: Mapping[str, int],
 ) -> Edge:
     """Return the edge that a node of the plan stands for.
 
@@ -208,6 +258,7 @@ def edge_of(
         node: Where records leave.
         partitions: How many partitions each output topic has.
         hash_key: By whose remainder keys go to partitions.
+        limits: The largest record that output topics take, in bytes, where there is a limit.
     """
     if isinstance(node, Repartition):
         topic, key_of, key = internal_topic(plan.graph, node), node.selector, node.key
@@ -227,4 +278,6 @@ def edge_of(
         key=key,
         hash_key=hash_key,
         outbox=node.name in plan.outbox,
+        limit=limits.get(topic),
+        location=str(node.location) if node.location.file else "",
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from types import FrameType
 from typing import Any
 
 from headrace.errors import FatalError, HeadraceError
@@ -21,7 +22,7 @@ from headrace.operators.interval_join import LATE_RIGHT
 from headrace.operators.retrying import ErrorPolicy, Retry, final_policy
 from headrace.operators.windowed import LATE
 from headrace.record import Progress, RecordBatch, TopicPartition
-from headrace.runtime.edges import DEFAULT_HASH, Append, Edge, Hash, edge_of
+from headrace.runtime.edges import DEFAULT_HASH, NO_LIMITS, Append, Edge, Hash, edge_of
 from headrace.runtime.failures import Failure, Failures, is_letters
 from headrace.runtime.outbox import Outbox
 from headrace.runtime.parking import Pause, Work
@@ -44,6 +45,7 @@ class Chain:
         outbox: Takes what has to wait for a checkpoint.
         caller: Makes the calls of asynchronous steps.
         hash_key: By whose remainder keys go to partitions.
+        limits: The largest record that output topics take, in bytes, where there is a limit.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class Chain:
         outbox: Outbox,
         caller: Caller | None = None,
         hash_key: Hash = DEFAULT_HASH,
+        limits: Mapping[str, int] = NO_LIMITS,
     ) -> None:
         self._failures = _failures(plan, sub, task, partitions)
         self._outbox = outbox
@@ -94,7 +97,7 @@ class Chain:
                 if len(node.inputs) > 1:
                     self._gathered[node.name] = []
             elif isinstance(node, Sink | Repartition):
-                self._edges[node.name] = edge_of(plan, sub, task, node, partitions, hash_key)
+                self._edges[node.name] = edge_of(plan, sub, task, node, partitions, hash_key, limits)
 
     @property
     def tally(self) -> Tally:
@@ -437,3 +440,14 @@ def _failures(plan: Plan, sub: SubTopology, task: TaskId, partitions: Mapping[st
     writes = any(final_policy(node.on_error) == "dead-letter" for node in sub.nodes)
     letters = (topic, partitions[topic]) if topic is not None and writes else None
     return Failures(plan.graph.name, task, TopicPartition(sub.inputs[0].topic, task.partition), letters)
+
+
+def step_of(frame: FrameType | None) -> str:
+    """Return the name of the step or edge that a stack, of this or another thread, is in; "" if it is in none."""
+    while frame is not None:
+        if frame.f_code is Chain._run.__code__:
+            return str(frame.f_locals["name"])
+        if frame.f_code is Chain._on_time.__code__:
+            return str(frame.f_locals["node"].name)
+        frame = frame.f_back
+    return ""

@@ -12,17 +12,19 @@ from headrace.clock import Clock
 from headrace.errors import HeadraceError
 from headrace.runtime.lifecycle import Phase
 from headrace.runtime.parts import Blame
-from headrace.runtime.pressure import STUCK_MS, Wait, waits
+from headrace.runtime.pressure import Wait, waits
 from headrace.runtime.slot import Slot
+from headrace.runtime.slow import SlowSteps
 from headrace.runtime.status import WorkerStatus
+from headrace.runtime.watching import LOOK_MS, TopicWatch
 from headrace.runtime.worker import Worker
 from headrace.settings import Settings
 
 _log = logging.getLogger("headrace")
 
 _STATUS_MS = 250
-_STUCK_MS = 600_000
-"""A turn that lasts this long is taken for stuck by ``/live``; slow user code may well take a minute."""
+_LOOKING_S = 5
+"""How long the end waits for a look at the topics that is under way."""
 
 
 class Host:
@@ -35,6 +37,9 @@ class Host:
         on_status: Called now and then with what the worker is doing.
         on_overdue: Called from another thread if draining takes longer than ``drain_timeout_ms``, with what made the
             worker drain if that was an error.
+        watch: Looks after the topics.
+        on_stuck: Called from another thread if a step does not come back within ``step_timeout_ms``, with what is to
+            be said of it; it ends the process. From then on the worker says no more that it lives.
     """
 
     def __init__(
@@ -44,6 +49,8 @@ class Host:
         settings: Settings,
         on_status: Callable[[WorkerStatus], None],
         on_overdue: Callable[[HeadraceError | None], None],
+        watch: TopicWatch | None = None,
+        on_stuck: Callable[[HeadraceError], None] | None = None,
     ) -> None:
         self.status = WorkerStatus()
         self._worker = worker
@@ -51,10 +58,14 @@ class Host:
         self._settings = settings
         self._on_status = on_status
         self._on_overdue = on_overdue
+        self._watch = watch
         self._stopping = False
         self._wake: SimpleQueue[None] = SimpleQueue()
         self._ended = threading.Event()
         self._turned_ms = clock.monotonic_ms()
+        self._turns = 0
+        self._slow = SlowSteps(worker, clock, settings)
+        self._on_stuck = on_stuck
         self._drain_ms: int | None = None
         self._told_ms = 0
         self._failure: HeadraceError | None = None
@@ -69,7 +80,8 @@ class Host:
 
     def live(self) -> bool:
         """Return whether the worker makes turns."""
-        return self._clock.monotonic_ms() - self._turned_ms < _STUCK_MS
+        limit_ms = self._settings.step_timeout_ms
+        return not limit_ms or self._clock.monotonic_ms() - self._turned_ms < limit_ms
 
     def ready(self) -> bool:
         """Return whether all tasks that the worker has are running and none waits for something outside."""
@@ -77,7 +89,8 @@ class Host:
 
     def observed(self) -> WorkerStatus:
         """Return the status, and in it a turn that lasts for long; may be called from anywhere."""
-        if self._clock.monotonic_ms() - self._turned_ms < STUCK_MS or self._worker.done:
+        slow_ms = self._settings.slow_step_ms
+        if not slow_ms or self._clock.monotonic_ms() - self._turned_ms < slow_ms or self._worker.done:
             return self.status
         task = self._worker.current
         tasks = () if task is None else (str(task),)
@@ -89,8 +102,12 @@ class Host:
         Raises:
             HeadraceError: why it could not go on; the tasks that were not at fault have been handed over.
         """
-        beat = threading.Thread(target=self._beat, name="headrace-heartbeat", daemon=True)
+        beat = threading.Thread(
+            target=self._beat, args=(threading.get_ident(),), name="headrace-heartbeat", daemon=True
+        )
         beat.start()
+        looking = threading.Thread(target=self._look, name="headrace-topics", daemon=True)
+        looking.start()
         draining = False
         try:
             while not self._worker.done:
@@ -104,6 +121,7 @@ class Host:
         finally:
             self._ended.set()
             beat.join()
+            looking.join(_LOOKING_S)  # it may wait for brokers that do not answer
         if self._failure is not None:
             raise self._failure
 
@@ -115,6 +133,7 @@ class Host:
 
     def _turn(self) -> int:
         self._turned_ms = self._clock.monotonic_ms()
+        self._turns += 1
         try:
             return self._worker.turn()
         except HeadraceError as error:
@@ -162,15 +181,39 @@ class Host:
                 found.setdefault(wait, []).append(str(slot.id))
         return tuple((wait.value, tuple(sorted(found[wait]))) for wait in sorted(found))
 
-    def _beat(self) -> None:
-        """Keep the membership alive beside the turns, and watch the drain's deadline."""
+    def _look(self) -> None:
+        """Look after the topics beside the turns, as the log may take its time to answer."""
+        while self._watch is not None and not self._ended.wait(LOOK_MS / 1000):
+            try:
+                self._watch.look()
+            except HeadraceError as error:
+                if not self._stopping:
+                    self._failure = error
+                    self.stop()
+                return
+
+    def _beat(self, thread: int) -> None:
+        """Keep the membership alive beside the turns of a thread, and watch what takes too long there.
+
+        The worker lives only as long as it comes back from its steps, however late: while one takes longer than it
+        may, its tasks are better off elsewhere.
+        """
         interval = self._settings.heartbeat_interval_ms / 1000
         while not self._ended.wait(interval):
-            try:
-                self._worker.membership.heartbeat()
-            except Exception as error:  # noqa: BLE001  # whatever it was, this thread watches the deadline as well
-                _log.warning("heartbeat failed: %s", error)
+            stuck = self._slow.look(self._turns, thread)
+            if stuck is None:
+                self._say_it_lives()
+            elif self._on_stuck is not None:
+                self._on_stuck(stuck)
+                return
             begun = self._drain_ms
             if begun is not None and self._clock.monotonic_ms() - begun > self._settings.drain_timeout_ms:
                 self._on_overdue(self._failure)
                 return
+        self._slow.end()
+
+    def _say_it_lives(self) -> None:
+        try:
+            self._worker.membership.heartbeat()
+        except Exception as error:  # noqa: BLE001  # whatever it was, the thread watches deadlines as well
+            _log.warning("heartbeat failed: %s", error)

@@ -9,6 +9,7 @@ from headrace.runtime.positions import first_offsets, leave_out
 from headrace.runtime.recovery import Restored
 from headrace.runtime.slot import Slot
 from headrace.runtime.task import Task
+from headrace.runtime.topics import check_topics
 
 
 def open_task(parts: Parts, slot: Slot, restored: Restored, *, cache_bytes: int) -> None:
@@ -23,15 +24,18 @@ def open_task(parts: Parts, slot: Slot, restored: Restored, *, cache_bytes: int)
     Raises:
         HeadraceError: the task cannot go on from this checkpoint; the store is closed again.
     """
+    check_topics(restored.manifest, parts.plan, parts.layouts)
     starts = {p: parts.log.start_offset(p) for p in slot.sub.reads(slot.id.partition)}
+    manifest = restored.manifest
     store = parts.stores.open(restored.directory)
     try:
         stored = read_meta(store.get(META_KEY), slot.id).get("shapes", {})
         reset = resets(parts.plan, restored.manifest, stored, parts.settings.resets)
         task = Task(
             parts.plan, slot.sub, slot.id, store,
-            partitions=parts.partitions, cache_bytes=cache_bytes, starts=starts, caller=parts.calls,
-            reset=reset, checkpoint=restored.manifest.number, hash_key=parts.log.hash_key,
+            partitions=parts.partitions, limits=parts.limits, cache_bytes=cache_bytes, starts=starts,
+            caller=parts.calls, reset=reset, checkpoint=restored.manifest.number, hash_key=parts.log.hash_key,
+            life=f"{manifest.epoch}.{manifest.number}.{manifest.created_ms}",
         )  # fmt: skip
         firsts = first_offsets(
             str(slot.id), task.positions, parts.log,

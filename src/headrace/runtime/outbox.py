@@ -19,6 +19,12 @@ whoever sends, and however often:
 If a checkpoint is damaged, so that an owner has to go back to the one before it, there may be repeats with other
 content, as with at-least-once; they are numbered above what may have left, so that nothing is lost.
 
+Rows for topics that are written to in transactions leave apart from the others. Their numbers grow in the order of
+sending, and no number means two rows, not even where damage made an owner go back: as for positions, there is room for
+each checkpoint's own. So a note, committed with the rows, of the first number that has not left yet says which of the
+rows in a checkpoint have. It says so of the life that the outbox has in one line of checkpoints, which has a name: who
+begins anew without them has another.
+
 What a task tells of its progress waits in the same way, behind what it made before: a record that a replay makes in
 another order would be late for a time that was told too early. It is not kept in the store, as a new owner tells anew.
 """
@@ -27,14 +33,14 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import msgpack
 import msgspec
 
 from headrace.errors import FatalError
 from headrace.record import JoinedBytes, Origin, Progress, RecordBatch, TopicPartition
-from headrace.runtime.edges import Append
+from headrace.runtime.edges import Append, first_in
 from headrace.state.api import Store, WriteBatch
 from headrace.state.decoding import unreadable
 from headrace.state.keys import decode_time, encode_time, prefix_end, store_prefix
@@ -42,8 +48,13 @@ from headrace.state.keys import decode_time, encode_time, prefix_end, store_pref
 ROW_FORMAT = 1
 """Version of a row: what it holds, ``encode_append`` says."""
 
-ROWS = store_prefix(0) + b"outbox/"
+KEPT = store_prefix(0) + b"outbox"
+"""What the keys of all that the store keeps for an outbox begin with."""
+
+ROWS = KEPT + b"/"
 """What the keys of the rows begin with; a number follows, in the order of sending."""
+
+_LIFE = KEPT + b"-life"
 
 _LEAST_LIMIT_BYTES = 256 * 1024
 _HEADERS_BYTES = 64
@@ -51,11 +62,20 @@ _RECORD_BYTES = 24
 """About what a record takes beside its key, value and headers."""
 
 
+class Row(NamedTuple):
+    """What leaves in a transaction."""
+
+    number: int
+    append: Append
+
+
 class Outbox:
     """The outputs of one task that wait for a checkpoint.
 
     Args:
         limit_bytes: How much may wait before the task takes no more records; it is a little at least.
+        transacted: The topics that are written to in transactions.
+        life: What the life of an outbox is called that begins here; no other is called that.
 
     Example:
         >>> outbox = Outbox(2**20)
@@ -66,7 +86,11 @@ class Outbox:
         [TopicPartition(topic='out', partition=0)]
     """
 
-    def __init__(self, limit_bytes: int) -> None:
+    def __init__(self, limit_bytes: int, transacted: frozenset[str] = frozenset(), life: str = "") -> None:
+        self.transacted = transacted
+        self.departing: list[Row] = []
+        """What is to leave in a transaction and has not yet."""
+        self.life = life
         self._limit_bytes = max(limit_bytes, _LEAST_LIMIT_BYTES)
         self._next = 0
         """The number of the next row."""
@@ -74,34 +98,41 @@ class Outbox:
         """What no flush has written yet."""
         self._told: dict[TopicPartition, Append] = {}
         """By partition, the progress to tell behind that."""
-        self._sealed: list[Append] = []
+        self._sealed: list[Row] = []
         """What a flush has written; it waits for its checkpoint."""
         self._sealed_told: dict[TopicPartition, Append] = {}
-        self._left = 0
-        """Rows from the front of the store that were sent, and which the next flush forgets."""
-        self._first = 0
-        """The number of the first row in the store."""
+        self._left: list[int] = []
+        """The rows in the store that were sent, and which the next flush forgets."""
         self._flushing = False
         """Whether a flush waits for its checkpoint."""
         self._made_bytes = 0
         self._sealed_bytes = 0
+        self._departing_bytes = 0
 
-    def restore(self, store: Store) -> None:
+    def restore(self, store: Store, checkpoint: int = 0) -> None:
         """Take the rows that the last owner left; ``saved`` returns them, as the checkpoint that they are in counts.
+
+        Args:
+            store: The task's.
+            checkpoint: The number of the checkpoint that it holds.
 
         Raises:
             CorruptError: a row makes no sense.
-        FatalError: a newer version wrote it.
+            FatalError: a newer version wrote it.
         """
-        for key, row in store.scan(ROWS, prefix_end(ROWS)):
-            number = decode_time(key, len(ROWS))
-            append = decode_append(row)
-            if not self._sealed:
-                self._first = number
-            self._next = number + 1
-            self._sealed.append(append)
-            self._sealed_bytes += _size_of(append)
+        for key, data in store.scan(ROWS, prefix_end(ROWS)):
+            row = Row(decode_time(key, len(ROWS)), decode_append(data))
+            self._next = row.number + 1
+            self._sealed.append(row)
+            self._sealed_bytes += _size_of(row.append)
         self._flushing = bool(self._sealed)
+        if self.transacted:
+            self._next = max(self._next, first_in(checkpoint))
+            life = store.get(_LIFE)
+            try:
+                self.life = self.life if life is None else life.decode()
+            except UnicodeDecodeError as bad:
+                raise unreadable("the outbox", type(bad).__name__) from bad
 
     def add(self, append: Append) -> None:
         """Keep what was made, behind what is there; it speaks for itself how far the task is."""
@@ -129,33 +160,49 @@ class Outbox:
     def flush(self, batch: WriteBatch) -> None:
         """Write what was made, and forget what was sent.
 
-        To be called only when the log has taken everything that ``saved`` returned.
+        To be called only when the log has taken everything that ``saved`` returned, and nothing is ``departing``.
         """
-        batch.deletes += [_row_key(number) for number in range(self._first, self._first + self._left)]
-        self._first += self._left
-        self._left = 0
+        assert not self.departing, "what was to leave has not left"
+        batch.deletes += map(_row_key, self._left)
+        self._left = []
+        if self.transacted and self._made:
+            batch.put(_LIFE, self.life.encode())
         for append in self._made:
             batch.put(_row_key(self._next), encode_append(append))
+            self._sealed.append(Row(self._next, append))
             self._next += 1
             self._sealed_told.pop(append[0], None)
-        self._sealed += self._made
         self._sealed_told |= self._told
         self._sealed_bytes += self._made_bytes
         self._made, self._told, self._made_bytes = [], {}, 0
         self._flushing = True
 
     def saved(self) -> list[Append]:
-        """Return what may leave, in order, as the checkpoint of the last flush counts."""
-        released = [*self._sealed, *self._sealed_told.values()]
-        self._left += len(self._sealed)
+        """Return what may leave, in order, as the checkpoint of the last flush counts.
+
+        What has to leave in a transaction is ``departing`` instead.
+        """
+        apart = [row for row in self._sealed if row.append[0].topic in self.transacted]
+        others = [row for row in self._sealed if row.append[0].topic not in self.transacted]
+        self.departing += apart
+        self._departing_bytes += sum(_size_of(row.append) for row in apart)
+        self._left += [row.number for row in others]
+        released = [*(row.append for row in others), *self._sealed_told.values()]
         self._sealed, self._sealed_told, self._sealed_bytes = [], {}, 0
         self._flushing = False
         return released
 
+    def departed(self, count: int) -> list[Append]:
+        """Learn that the first ``count`` of what was departing count for readers, and return them."""
+        gone, self.departing = self.departing[:count], self.departing[count:]
+        self._departing_bytes -= sum(_size_of(row.append) for row in gone)
+        self._left += [row.number for row in gone]
+        return [row.append for row in gone]
+
     @property
     def waiting(self) -> bool:
         """Return whether there is anything that has not left."""
-        return bool(self._made or self._told or self._sealed or self._sealed_told)
+        return bool(self._made or self._told or self._sealed or self._sealed_told or self.departing)
 
     @property
     def kept(self) -> bool:
@@ -165,7 +212,7 @@ class Outbox:
     @property
     def has_news(self) -> bool:
         """Return whether a flush would write or forget something, or let something leave."""
-        return bool(self._made or self._told or self._left)
+        return bool(self._made or self._told or self._left or self.departing)
 
     @property
     def in_use(self) -> bool:
@@ -175,12 +222,13 @@ class Outbox:
     @property
     def waiting_bytes(self) -> int:
         """Return about how many bytes wait."""
-        return self._made_bytes + self._sealed_bytes
+        return self._made_bytes + self._sealed_bytes + self._departing_bytes
 
     @property
     def waiting_records(self) -> int:
         """Return how many records wait."""
-        return sum(len(batch) for _, batch in self._made) + sum(len(batch) for _, batch in self._sealed)
+        rows = [*self._made, *(row.append for row in self._sealed), *(row.append for row in self.departing)]
+        return sum(len(batch) for _, batch in rows)
 
     @property
     def filling(self) -> bool:
@@ -190,7 +238,7 @@ class Outbox:
     @property
     def full(self) -> bool:
         """Return whether the task should take no more records until something has left."""
-        return self._made_bytes + self._sealed_bytes >= self._limit_bytes
+        return self.waiting_bytes >= self._limit_bytes
 
 
 def encode_append(append: Append) -> bytes:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 
 from headrace.checkpoint.checkpoints import Checkpoints
 from headrace.clock import Clock
-from headrace.log.api import Group, Log
+from headrace.log.api import Group, Layout, Log
 from headrace.metrics import Metrics
 from headrace.runtime.calls import AsyncCalls
 from headrace.runtime.locks import TakeLock, take_lock
@@ -52,3 +52,7 @@ class Parts:
     """One thread that copies the state of tasks which may come; None if this worker makes no copies."""
     lock: TakeLock = take_lock
     """Takes the locks that show who of the workers on this machine lives."""
+    limits: Mapping[str, int] = field(default_factory=dict)
+    """The largest record that each output topic takes, in bytes, where there is a limit."""
+    layouts: Mapping[str, Layout] = field(default_factory=dict)
+    """What the topics were that the topology reads and writes when the worker began."""

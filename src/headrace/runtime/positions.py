@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 
-from headrace.errors import FatalError
+from headrace.errors import FatalError, NotFoundError
 from headrace.log.api import Log
 from headrace.record import TopicPartition
 from headrace.runtime.slot import Slot
@@ -69,7 +69,13 @@ def first_offsets(
     found: dict[TopicPartition, int] = {}
     for partition, position in positions.items():
         place = Place(partition, position, log.start_offset(partition), log.end_offset(partition))
-        if place.fit is Fit.BEYOND and partition.topic not in internal:
+        if place.fit is Fit.BEYOND and partition.topic in internal:
+            _log.warning(
+                "task %s has read internal partition %s up to offset %d, and it ends at %d now: what was lost there is "
+                "written again by those who wrote it, if they go on from checkpoints that are older", task, partition,
+                position, place.end,
+            )  # fmt: skip
+        elif place.fit is Fit.BEYOND:
             raise FatalError(
                 f"the checkpoint of task {task} has read partition {partition} up to offset {position}, but the log "
                 f"ends at {place.end}: it lost records, or is another log",
@@ -107,10 +113,12 @@ def pass_over(slot: Slot, log: Log, internal: frozenset[str], lost_records: str)
 
     Raises:
         FatalError: there are, and they may not be left out.
-        NotFoundError: a topic is gone.
     """
     positions = {partition: reader.position for partition, reader in slot.readers.items()}
-    firsts = first_offsets(str(slot.id), positions, log, internal=internal, lost_records=lost_records)
+    try:
+        firsts = first_offsets(str(slot.id), positions, log, internal=internal, lost_records=lost_records)
+    except NotFoundError:
+        return False  # the topic itself is gone, as the reader says
     leave_out(slot, firsts)
     return bool(firsts)
 

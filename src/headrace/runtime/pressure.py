@@ -30,7 +30,7 @@ class Wait(StrEnum):
     CHECKPOINT = "checkpoint"
     """The checkpoint store: what the task did has been in no checkpoint for far longer than the interval."""
     TURN = "turn"
-    """A turn of its worker that has lasted for a minute, in user code or in the log."""
+    """A turn of its worker that has lasted for longer than ``slow_step``, in user code or in the log."""
 
 
 WAITS = (Wait.LOG, Wait.CALLS, Wait.CHECKPOINT)

@@ -260,8 +260,9 @@ def _claim(
                 raise InvalidError(
                     f"the checkpoint of task {lease.unit} was written under epoch {base.epoch}, but the group of this "
                     f"log has only reached {lease.epoch}: the checkpoints belong to another log, or the log's group "
-                    "was deleted",
-                    remedy="Use the log that belongs to these checkpoints, or other checkpoints (--checkpoints)",
+                    "was deleted, on Kafka perhaps while the clock of a machine was wrong",
+                    remedy="Use the log that belongs to these checkpoints, or other checkpoints (--checkpoints); set "
+                    "the clock",
                 ) from error
             raise
     raise RetriableError(f"the checkpoints of task {lease.unit} change faster than they can be claimed")

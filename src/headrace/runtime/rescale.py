@@ -30,7 +30,7 @@ from headrace.runtime.host import Host
 from headrace.runtime.lifecycle import Phase
 from headrace.runtime.meta import META_KEY, read_meta
 from headrace.runtime.splitting import Splitting, split
-from headrace.runtime.topics import create_topics
+from headrace.runtime.topics import check_topics, create_topics, ids_of, used_topics
 from headrace.runtime.worker import Worker
 from headrace.settings import Settings
 from headrace.state.api import Store, StoreFactory
@@ -97,7 +97,7 @@ def find_moves(site: Site) -> Moves:
     topics = {name: info.partitions for name, info in site.log.topics().items()}
     sources = {name: topics[name] for name in source_topics(site.graph)}
     wanted = site.settings.repartition_partitions
-    new = plan(site.graph, sources, wanted, topics, site.settings.guarantee)
+    new = plan(site.graph, sources, wanted, topics, site.settings.guarantee, site.settings.transactions)
     by_sub = {sub.name: widths(new, sub, kept) for sub in new.subtopologies}
     steps = {name: found for name, found in by_sub.items() if any(w.before != w.now for w in found.values())}
     before: dict[str, int] = {}
@@ -124,7 +124,10 @@ def find_moves(site: Site) -> Moves:
             )
     counts = {name: grown[name].before if name in grown else count for name, count in sources.items()}
     existing = topics | {name: width.before for name, width in internal.items()}
-    old = plan(site.graph, counts, 0, existing, site.settings.guarantee)
+    old = plan(site.graph, counts, 0, existing, site.settings.guarantee, site.settings.transactions)
+    layouts = site.log.layout(used_topics(old))
+    for manifest in manifests:
+        check_topics(manifest, old, layouts)
     return Moves(old, new, steps, grown, internal, tuple(kept))
 
 
@@ -140,7 +143,7 @@ def carry_out(site: Site, moves: Moves) -> int:
         check_change(compare(moves.old, moves.kept), frozenset())
         bounds = Bounds(_bounds(site, moves), closes=False)
         site.say("reading what was written for the tasks of before")
-        create_topics(moves.old, site.log)
+        create_topics(moves.old, site.log, site.group.name)
         read_up_to(site, moves.old, bounds)
     _check_read(site, moves)
     for name, width in moves.internal.items():
@@ -388,7 +391,9 @@ def _save(
             meta = splitting.meta(p)
             positions = {name: kept[0] for name, kept in meta["inputs"].items()}
             shape = described(moves.new, sub, meta["shapes"])
-            info = {"finished": -1, "log": site.log.identity, "shape": shape}
+            read = {partition_of(name).topic for name in positions}
+            topics = ids_of(read, site.log.layout(read))
+            info = {"finished": -1, "log": site.log.identity, "shape": shape, "topics": topics}
             base = site.checkpoints.newest(task)
             claimed = site.checkpoints.claim(task, leases[task].epoch, base, site.clock.now_ms())
             saved.append(site.checkpoints.save(claimed, snapshots[p], positions, info, site.clock.now_ms()))

@@ -11,7 +11,7 @@ from typing import Any
 
 from headrace.checkpoint.manifest import Manifest
 from headrace.errors import CorruptError, FatalError
-from headrace.log.api import Lease, Log, Reader
+from headrace.log.api import Lease, Log, Reader, Writer
 from headrace.log.slices import BatchPieces
 from headrace.metrics import TaskMetrics
 from headrace.record import RecordBatch, TopicPartition
@@ -63,6 +63,14 @@ class Slot:
     unsent: deque[Append] = field(default_factory=deque)
     """Outputs that the log did not take yet; until it does, the task takes no more records."""
     retry_ms: int = 0
+    writer: Writer | None = None
+    """Opened for the task, and not given up since."""
+    transaction: Future[Writer] | None = None
+    """What is on its way in transactions, or the opening of the writer."""
+    transaction_rows: int = 0
+    """How many rows of the outbox that are."""
+    transaction_retry_ms: int = 0
+    """No other begins before, because the last one failed."""
     batch_ms: int = 0
     """When the task took its last batch."""
     batch_records: int = 0
@@ -115,6 +123,8 @@ class Slot:
         """Drop task and readers; what was not checkpointed is gone."""
         self.move(Phase.GONE)
         self.given_up.set()
+        if self.transaction is not None:
+            self.transaction.cancel()  # if it has not begun
         for reader in self.readers.values():
             reader.close()
         if self.task is not None:

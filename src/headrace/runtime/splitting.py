@@ -12,7 +12,7 @@ from headrace.operators.layouts import ByKey, Layout, Numbers, Place, Waiting, W
 from headrace.record import TopicPartition
 from headrace.runtime.edges import DEFAULT_HASH, Hash
 from headrace.runtime.meta import META_KEY, WITHOUT_OUTBOX
-from headrace.runtime.outbox import ROWS
+from headrace.runtime.outbox import KEPT
 from headrace.state.api import Store, WriteBatch
 from headrace.state.keys import TIME_WIDTH, decode_time, encode_time, store_prefix
 from headrace.topology.change import Widths
@@ -92,7 +92,7 @@ class Splitting:
         for key, value in rows:
             name = names.get(key[:_PREFIX_BYTES])
             if name is None:
-                if key.startswith(ROWS):
+                if key.startswith(KEPT):
                     yield task, key, value  # it was sent, and its own task may send it again
                 continue
             step, _, part = name.partition("/")

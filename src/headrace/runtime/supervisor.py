@@ -1,7 +1,8 @@
 """Several workers on one machine, each a process, under one that watches them and does nothing else.
 
 The supervisor keeps the last report of each worker, so that metrics and health answer at once whatever a worker is
-doing. A worker that dies is started again; one that ends with an error ends them all, each after draining.
+doing. A worker that dies is started again, and so is one that could not begin as something did not answer; one that
+ends with another error ends them all, each after draining.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from multiprocessing.process import BaseProcess
 from typing import Any
 
 from headrace.clock import SystemClock
-from headrace.errors import FatalError, HeadraceError
+from headrace.errors import FatalError, HeadraceError, RetriableError
 from headrace.metrics import merge_expositions
 from headrace.runtime.host import Host
 from headrace.runtime.status import WorkerStatus
@@ -33,6 +34,8 @@ _SILENT_MS = 15_000
 """A worker without a report for this long is shown as down; it may only be busy."""
 _RESTARTS = 5
 _RESTARTS_WITHIN_MS = 60_000
+_AGAIN_MS = 2_000
+"""How long a worker that could not begin waits before it is started again."""
 _SPARE_MS = 5_000
 """What a worker gets beyond the drain timeout before it is killed."""
 
@@ -105,6 +108,8 @@ class Supervisor:
         self._clock = SystemClock()
         self._children: dict[int, _Child] = {}
         self._restarts: list[int] = []
+        self._again: dict[int, int] = {}
+        """Workers that could not begin, and when they are started again."""
         self._failure: HeadraceError | None = None
         self._stopped_ms: int | None = None
 
@@ -127,10 +132,11 @@ class Supervisor:
         Raises:
             HeadraceError: why a worker could not go on.
         """
-        while any(not child.ended for child in self._children.values()):
+        while self._goes_on():
             lines = {child.line: index for index, child in self._children.items() if not child.ended}
             for line in wait(list(lines), timeout=_REPORT_S):
                 self._hear(lines[line])  # type: ignore[index]
+            self._start_again()
             self._enforce_deadline()
             yield [child.status for child in self._children.values()]
         if self._failure is not None:
@@ -193,11 +199,27 @@ class Supervisor:
         child.ended = True
         # Everything is closed by now; a thread of the user's may keep the process, which is then ended in close().
         child.process.join(_SPARE_MS / 1000)
-        if error is not None:
+        if isinstance(error, RetriableError) and child.exposition is None and self._stopped_ms is None:
+            # What it did not reach, the command reached before: the other workers wait for it as well.
+            child.line.close()
+            _log.warning("worker %s could not begin, and is started again: %s", index, error)
+            self._again[index] = self._clock.monotonic_ms() + _AGAIN_MS
+        elif error is not None:
             for note in notes:
                 error.add_note(note)
             self._failure = self._failure or error
             self.stop()
+
+    def _goes_on(self) -> bool:
+        waits = bool(self._again) and self._stopped_ms is None
+        return waits or any(not child.ended for child in self._children.values())
+
+    def _start_again(self) -> None:
+        """Start the workers that could not begin, when it is time."""
+        now = self._clock.monotonic_ms()
+        for index in [index for index, due in self._again.items() if now >= due and self._stopped_ms is None]:
+            del self._again[index]
+            self._start(index)
 
     def _died(self, index: int) -> None:
         """Start a worker again that ended without a word, unless that happens again and again."""

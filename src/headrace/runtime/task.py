@@ -16,7 +16,7 @@ import msgpack
 from headrace.operators.api import Batch, StepContext
 from headrace.operators.async_map import Caller
 from headrace.record import MIN_WATERMARK, RecordBatch, TopicPartition
-from headrace.runtime.edges import DEFAULT_HASH, Append, Hash, left_by_outbox
+from headrace.runtime.edges import DEFAULT_HASH, NO_LIMITS, Append, Hash, left_by_outbox
 from headrace.runtime.executor import Chain
 from headrace.runtime.ingest import decode, ingest
 from headrace.runtime.inputs import TaskInput
@@ -64,6 +64,8 @@ class Task:
         reset: Steps whose state is forgotten.
         checkpoint: The number of the checkpoint that the store holds.
         hash_key: By whose remainder keys go to partitions.
+        limits: The largest record that output topics take, in bytes, where there is a limit.
+        life: See ``Outbox``.
 
     Raises:
         CorruptError: the store was written by a newer version, or makes no sense.
@@ -84,6 +86,8 @@ class Task:
         reset: frozenset[str] = frozenset(),
         checkpoint: int = 0,
         hash_key: Hash = DEFAULT_HASH,
+        limits: Mapping[str, int] = NO_LIMITS,
+        life: str = "",
     ) -> None:
         self.id = task_id
         self.budget = Budget(cache_bytes, self._part)
@@ -98,10 +102,10 @@ class Task:
             self._inputs[partition] = self._input(plan, by_topic[partition.topic], partition, meta, starts)
         self._owned = {p: self._inputs[p] for p in sub.owns(task_id.partition)}
         """The inputs whose event time counts: those that other tasks read too are there at all times."""
-        self.outbox = Outbox(cache_bytes // 2)
+        self.outbox = Outbox(cache_bytes // 2, plan.transacted(sub), life)
         """What waits for a checkpoint before it may leave."""
-        self.outbox.restore(store)
-        self._chain = Chain(plan, sub, task_id, partitions, self._context, self.outbox, caller, hash_key)
+        self.outbox.restore(store, checkpoint)
+        self._chain = Chain(plan, sub, task_id, partitions, self._context, self.outbox, caller, hash_key, limits)
         self._parked: Parked[list[Append]] | None = None
         self._sequences: dict[str, int] = meta.get("sequences", {})
         """Kept for edges that are not there at present, too: what they wrote was seen downstream."""
@@ -355,7 +359,7 @@ class Task:
             What waited for that, and is to be appended now.
         """
         released = self.outbox.saved()
-        for partition, batch in released:
+        for partition, batch in [*released, *(row.append for row in self.outbox.departing)]:
             if batch.origin is not None and left_by_outbox(batch.origin.source):
                 self._chain.tally.left(partition.topic, batch.origin.source.split("/")[1], len(batch))
         return released

@@ -31,6 +31,7 @@ from headrace.runtime.restoring import after_damage, begin_restore, took
 from headrace.runtime.sending import send
 from headrace.runtime.slot import Slot
 from headrace.runtime.standby import Copies
+from headrace.runtime.transacting import transact
 from headrace.topology.plan import TaskId
 
 _log = logging.getLogger("headrace")
@@ -282,11 +283,10 @@ class Worker:
                 except RetriableError as error:
                     self._job_failed(slot, error)
                     continue
-                if isinstance(result, Restored):
-                    with self._working_on(slot):
+                with self._working_on(slot):
+                    if isinstance(result, Restored):
                         self._restored(slot, result)
-                elif isinstance(result, Saved):
-                    with self._working_on(slot):
+                    elif isinstance(result, Saved):
                         self._saved(slot, result)
         for slot in [s for s in self._slots.values() if s.phase is Phase.LEAVING and s.job is None]:
             assert slot.task is not None
@@ -315,8 +315,7 @@ class Worker:
             waits = now_ms < slot.job_retry_ms or not (slot.after is None or slot.after.done())
             if slot.phase is not Phase.RESTORING or slot.job is not None or waits:
                 continue
-            unit = slot.lease.unit
-            begin_restore(self._parts, slot, self._home(unit), self._copies.of(unit))
+            begin_restore(self._parts, slot, self._home(slot.lease.unit), self._copies.of(slot.lease.unit))
 
     def _home(self, unit: str) -> Path:
         group = self._parts.settings.group or self._parts.plan.graph.name
@@ -363,8 +362,7 @@ class Worker:
         slot.saved_ms = self._parts.clock.monotonic_ms()
         assert slot.task is not None
         slot.unsaved_ms = slot.job_started_ms if slot.task.changed else None
-        seconds = (slot.saved_ms - slot.job_started_ms) / 1000
-        now_ms = self._parts.clock.now_ms()
+        now_ms, seconds = self._parts.clock.now_ms(), (slot.saved_ms - slot.job_started_ms) / 1000
         slot.metrics.checkpointed(now_ms, seconds, saved.uploaded_bytes, saved.manifest.size_bytes)
         self._send(slot, slot.task.saved())
         if saved.closing and slot.phase is Phase.RUNNING:
@@ -379,9 +377,9 @@ class Worker:
         """Begin a checkpoint, unless one is under way or failed just now, or outputs wait to be sent."""
         parts = self._parts
         monotonic = parts.clock.monotonic_ms()
-        if slot.job is not None or slot.unsent or monotonic < slot.job_retry_ms:
-            return
         assert slot.task is not None
+        if slot.job is not None or slot.unsent or slot.task.outbox.departing or monotonic < slot.job_retry_ms:
+            return
         assert slot.store is not None
         assert slot.manifest is not None
         slot.job_started_ms = slot.checkpointed_ms = monotonic
@@ -390,6 +388,7 @@ class Worker:
             partial(
                 complete, pending, previous=slot.manifest, log=parts.log, checkpoints=parts.checkpoints,
                 membership=self.membership, lease=slot.lease, internal=self._internal, now_ms=parts.clock.now_ms(),
+                layouts=parts.layouts,
             )
         )  # fmt: skip
 
@@ -400,7 +399,9 @@ class Worker:
         worked = False
         for slot in sorted(self._slots.values(), key=lambda s: -s.sub.level):
             with self._working_on(slot):
-                if slot.unsent:
+                if not transact(slot, self._parts):
+                    self._drop(slot)
+                elif slot.unsent:
                     self._send(slot, [])
                 elif slot.parked:
                     worked |= self._resume(slot)
@@ -472,10 +473,10 @@ class Worker:
                     self._tick_task(slot, now_ms, monotonic)
         self._current = None
         self._reporter.report(self.slots(), now_ms, monotonic)
-        tasks, group = self._tasks.values(), self._parts.group
+        parts, tasks = self._parts, self._tasks.values()
         if self._bounds is None or self._draining:
             return
-        if all_finished(self._bounds, self._slots.values(), group, tasks):
+        if all_finished(self._bounds, self.slots(), parts.group, parts.checkpoints, tasks):
             self._draining = True
             self._hand_over()
 

@@ -2,8 +2,9 @@
 
 All three say the same: the sub-topologies and their tasks, what they read, the steps, what state these hold, what
 they do with records that fail, where the results go, and for every edge whether a replay after a crash repeats it
-position by position (deterministic), what a checkpoint contains leaves as it stands there (outbox), or a replay may
-write something else (at-least-once), and why.
+position by position (deterministic), what a checkpoint contains leaves as it stands there (outbox), and so that who
+reads only what is committed sees no repeats (transactional), or a replay may write something else (at-least-once), and
+why.
 """
 
 from __future__ import annotations
@@ -30,22 +31,33 @@ from headrace.topology.plan import (
 
 _DETERMINISTIC = "deterministic"
 _OUTBOX = "outbox"
+_TRANSACTIONAL = "transactional"
 _AT_LEAST_ONCE = AT_LEAST_ONCE
 _LONGEST = 60
 _MEANINGS = {
     _DETERMINISTIC: "a replay after a crash writes the same records with the same ids (the header headrace-id)",
     _OUTBOX: "records leave with the checkpoint that contains them, after a crash the same again with the same ids",
+    _TRANSACTIONAL: "records leave as from an outbox, in transactions: who reads only what is committed sees each once",
     _AT_LEAST_ONCE: "a replay may write them in another order, or others, so that a repeat may have another id",
 }
-_STYLES = {_OUTBOX: ("outbox", "stroke-width: 4px"), _AT_LEAST_ONCE: ("atLeastOnce", "stroke-dasharray: 5 5")}
+_STYLES = {
+    _OUTBOX: ("outbox", "stroke-width: 4px"),
+    _TRANSACTIONAL: ("transactional", "stroke-width: 8px"),
+    _AT_LEAST_ONCE: ("atLeastOnce", "stroke-dasharray: 5 5"),
+}
 _EMITTED = {"close": "at close", "update": "on update"}
 _UNITS = ((86_400_000, "d"), (3_600_000, "h"), (60_000, "m"), (1000, "s"), (1, "ms"))
 
 
 def describe(plan: Plan) -> dict[str, Any]:
     """Return the plan as JSON-able data: sub-topologies with inputs, steps and outputs."""
-    promises = {name: (_AT_LEAST_ONCE, reason) for name, reason in at_least_once(plan).items()}
-    promises |= {name: (_OUTBOX, reason) for name, reason in by_outbox(plan).items()}
+    promises: dict[str, tuple[str, str | None]] = {
+        name: (_AT_LEAST_ONCE, reason) for name, reason in at_least_once(plan).items()
+    }
+    reasons = by_outbox(plan)
+    promises |= {name: (_OUTBOX, reason) for name, reason in reasons.items()}
+    if plan.transactions:
+        promises |= {sink.name: (_TRANSACTIONAL, reasons.get(sink.name)) for sink in plan.sinks()}
     return {
         "topology": plan.graph.name,
         "dead_letter_topic": plan.dead_letter_topic(),
@@ -92,7 +104,7 @@ def describe_mermaid(plan: Plan) -> str:
 
     Topics are parallelograms, internal ones hexagons, steps boxes and their state cylinders. The arrow to a topic says
     what is guaranteed there, and the topic's border is broken where that is at-least-once, and thick where records wait
-    in an outbox.
+    in an outbox, very thick where they leave it in transactions.
     """
     described = describe(plan)
     ids = {node.name: f"n{i}" for i, node in enumerate(plan.graph.nodes)}
@@ -101,7 +113,7 @@ def describe_mermaid(plan: Plan) -> str:
         lines.append(f'  subgraph s{number}["{sub["name"]} x {sub["tasks"]}"]')
         lines += [f"    {line}" for line in _mermaid_nodes(sub, ids)]
         lines.append("  end")
-    styled: dict[str, list[str]] = {_OUTBOX: [], _AT_LEAST_ONCE: []}
+    styled: dict[str, list[str]] = {promise: [] for promise in _STYLES}
     for sub in described["subtopologies"]:
         for step in sub["steps"]:
             lines += [f"  {ids[node]} -->{_label(port)} {ids[step['name']]}" for node, port in step["after"]]
@@ -153,7 +165,7 @@ def _as_written(shape: Mapping[str, Any]) -> dict[str, Any]:
     return {name: "tumbling" if name == "windows" else value for name, value in shape.items() if name != "every_ms"}
 
 
-def _sub(plan: Plan, sub: SubTopology, promises: Mapping[str, tuple[str, str]]) -> dict[str, Any]:
+def _sub(plan: Plan, sub: SubTopology, promises: Mapping[str, tuple[str, str | None]]) -> dict[str, Any]:
     return {
         "name": sub.name,
         "tasks": sub.partitions,
@@ -209,7 +221,7 @@ def _emission(emit: Emission) -> str:
     return f"when {selector_name(emit.predicate)}" if isinstance(emit, When) else emit
 
 
-def _output(plan: Plan, node: Sink | Repartition, promise: tuple[str, str] | None) -> dict[str, Any]:
+def _output(plan: Plan, node: Sink | Repartition, promise: tuple[str, str | None] | None) -> dict[str, Any]:
     topic = internal_topic(plan.graph, node) if isinstance(node, Repartition) else node.topic
     guarantee, reason = promise or (_DETERMINISTIC, None)
     return {

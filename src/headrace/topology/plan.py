@@ -92,6 +92,8 @@ class Plan:
     """The sinks and repartitions, by name, of which outputs wait for the checkpoint that contains them."""
     waiting_letters: frozenset[str] = frozenset()
     """The sub-topologies whose dead letters do so too."""
+    transactions: bool = False
+    """Whether everything that goes to users' topics waits as well, and leaves in transactions."""
 
     def internal_topics(self) -> dict[str, int]:
         """Return the internal topics and their partitions."""
@@ -114,6 +116,16 @@ class Plan:
         kept = any(final_policy(node.on_error) == "dead-letter" for node in self.graph.nodes)
         return f"{self.graph.name}-dead-letter" if kept else None
 
+    def transacted(self, sub: SubTopology) -> frozenset[str]:
+        """Return the topics to which the tasks of a sub-topology write in transactions."""
+        if not self.transactions:
+            return frozenset()
+        topics = {node.topic for node in sub.nodes if isinstance(node, Sink)}
+        letters = self.dead_letter_topic()
+        if letters is not None and any(final_policy(node.on_error) == "dead-letter" for node in sub.nodes):
+            topics.add(letters)
+        return frozenset(topics)
+
     def tasks(self) -> dict[TaskId, SubTopology]:
         """Return every task with its sub-topology, upstream ones first."""
         return {task: sub for sub in self.subtopologies for task in sub.tasks()}
@@ -135,6 +147,7 @@ def plan(
     repartition_partitions: int = 0,
     existing: Mapping[str, int] | None = None,
     guarantee: str = AT_LEAST_ONCE,
+    transactions: bool = False,
 ) -> Plan:
     """Cut ``graph`` into sub-topologies.
 
@@ -144,13 +157,18 @@ def plan(
         repartition_partitions: How many internal topics get; 0 for as many as they have, or as the widest source.
         existing: How many partitions topics have that exist, internal ones among them.
         guarantee: With ``exactly-once``, what is not deterministic leaves through an outbox.
+        transactions: With that, whether everything that goes to users' topics does, and in transactions.
 
     Raises:
-        SettingsError: there is no such guarantee.
+        SettingsError: there is no such guarantee, or it has no transactions.
         TopologyError: keyed streams meet in one step whose topics are partitioned differently or have other keys.
     """
     if guarantee not in (AT_LEAST_ONCE, EXACTLY_ONCE):
         raise SettingsError(f"the guarantee must be {AT_LEAST_ONCE} or {EXACTLY_ONCE}: {guarantee!r}")
+    if transactions and guarantee != EXACTLY_ONCE:
+        raise SettingsError(
+            f"there are no transactions with {guarantee}", remedy=f"Give --guarantee {EXACTLY_ONCE} as well"
+        )
     subs: list[SubTopology] = []
     deterministic: dict[str, bool] = {}
     for nodes in _components(graph):
@@ -185,7 +203,10 @@ def plan(
         return made
     outbox = {edge.name for sub in subs for edge in written(sub) if not is_deterministic(graph, sub, edge)}
     letters = {sub.name for sub in subs if outbox.intersection(e.name for e in written(sub)) or _unsure(graph, sub)}
-    return replace(made, outbox=frozenset(outbox), waiting_letters=frozenset(letters))
+    if transactions:
+        outbox |= {sink.name for sink in made.sinks()}
+        letters = {sub.name for sub in subs}
+    return replace(made, outbox=frozenset(outbox), waiting_letters=frozenset(letters), transactions=transactions)
 
 
 def written(sub: SubTopology) -> list[Sink | Repartition]:
