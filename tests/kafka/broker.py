@@ -9,8 +9,9 @@ import os
 import shutil
 import socket
 import subprocess
+import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -21,6 +22,8 @@ REMEDY = (
     "(apt-get install --no-install-recommends openjdk-17-jre-headless maven)"
 )
 _START_S = 60
+_JAVA = ("java", "-Xmx384m", "-Xss512k", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1")
+"""Compiled for a fast start, not for a long life."""
 
 
 class NoBroker(Exception):
@@ -127,32 +130,44 @@ class JavaBroker:
 
     Args:
         directory: For what it writes; empty.
-        user: A name and a password; makes a second listener, with TLS and SCRAM, at ``secure_address``, whose
-            certificate is in ``certificate``.
+        more: Makes other settings of what would be its own.
+        users: Names and passwords for SCRAM.
+        port: Where it listens; 0 for any.
+        cluster: The id of the cluster that it is a part of; one of its own if empty.
+        archive: What Java is told of class archives, if it is not to take ``archived()``.
     """
 
-    def __init__(self, directory: Path, user: tuple[str, str] | None = None) -> None:
-        self._port, controller_port = free_port(), free_port()
+    def __init__(
+        self,
+        directory: Path,
+        more: Callable[[dict[str, str]], dict[str, str]] | None = None,
+        users: Mapping[str, str] | None = None,
+        *,
+        port: int = 0,
+        cluster: str = "",
+        archive: str = "",
+    ) -> None:
+        self._port, controller_port = port or free_port(), free_port()
         self.address = f"127.0.0.1:{self._port}"
         self._told = directory / "broker.log"
         self._file = directory / "server.properties"
         settings = properties(self._port, controller_port, directory / "data")
-        options: list[str] = []
-        if user is not None:
-            secure_port = free_port()
-            self.secure_address = f"127.0.0.1:{secure_port}"
-            self.certificate = directory / "certificate.pem"
-            settings |= _secured(settings, secure_port, self.certificate)
-            options = ["--add-scram", f"SCRAM-SHA-512=[name={user[0]},password={user[1]}]"]
+        if more is not None:
+            settings = more(settings)
+        options = []
+        for name, password in (users or {}).items():
+            options += ["--add-scram", f"SCRAM-SHA-512=[name={name},iterations=4096,password={password}]"]
         self._file.write_text("".join(f"{name}={value}\n" for name, value in settings.items()))
-        self._java = ["java", "-Xmx384m", "-Xss512k", "-XX:+UseSerialGC", "-cp", f"{fetched()}/*"]
+        self._java = [*_JAVA, archive or f"-XX:SharedArchiveFile={archived()}", "-cp", f"{fetched()}/*"]
         self._process: subprocess.Popen[bytes] | None = None
-        cluster = base64.urlsafe_b64encode(os.urandom(16)).rstrip(b"=").decode().replace("-", "A")
-        form = [self._java[0], "-XX:TieredStopAtLevel=1", *self._java[1:], "kafka.tools.StorageTool", "format"]
-        subprocess.run([*form, "-t", cluster, "-c", str(self._file), *options], capture_output=True, check=True)
+        form = [*self._java[: len(_JAVA)], *self._java[-2:], "kafka.tools.StorageTool", "format"]
+        command = [*form, "-t", cluster or cluster_id(), "-c", str(self._file), *options]
+        subprocess.run(command, capture_output=True, check=True)
 
     def start(self) -> None:
-        """Start it, and wait until it listens."""
+        """Start it if it does not run, and wait until it listens."""
+        if self._process is not None:
+            return
         with self._told.open("ab") as output:
             command = [*self._java, "kafka.Kafka", str(self._file)]
             self._process = subprocess.Popen(command, stdout=output, stderr=output)
@@ -165,31 +180,22 @@ class JavaBroker:
             self._process.wait()
             self._process = None
 
+    def stop(self) -> None:
+        """Let it end as an operator does: it hands over what it leads."""
+        assert self._process is not None
+        self._process.terminate()
+        self._process.wait(_START_S)
+        self._process = None
+
     def _check(self) -> None:
         assert self._process is not None
         if self._process.poll() is not None:
             raise NoBroker(f"the broker ended with {self._process.returncode}: {self._told.read_text()[-2000:]}")
 
 
-def _secured(settings: dict[str, str], port: int, certificate: Path) -> dict[str, str]:
-    """Return what a listener with TLS and SCRAM needs, and make its certificate."""
-    key = certificate.with_suffix(".key")
-    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
-    command += ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(certificate)]
-    subprocess.run(command, capture_output=True, check=True)
-    one_line = {file: file.read_text().replace("\n", "\\n") for file in (key, certificate)}
-    address = f"SASL_SSL://127.0.0.1:{port}"
-    name = "listener.name.sasl_ssl"
-    return {
-        "listeners": f"{settings['listeners']},{address}",
-        "advertised.listeners": f"{settings['advertised.listeners']},{address}",
-        "listener.security.protocol.map": f"{settings['listener.security.protocol.map']},SASL_SSL:SASL_SSL",
-        "sasl.enabled.mechanisms": "SCRAM-SHA-512",
-        f"{name}.scram-sha-512.sasl.jaas.config": "org.apache.kafka.common.security.scram.ScramLoginModule required;",
-        f"{name}.ssl.keystore.type": "PEM",
-        f"{name}.ssl.keystore.key": one_line[key],
-        f"{name}.ssl.keystore.certificate.chain": one_line[certificate],
-    }
+def cluster_id() -> str:
+    """Return the id of a cluster that there was never before."""
+    return base64.urlsafe_b64encode(os.urandom(16)).rstrip(b"=").decode().replace("-", "A")
 
 
 def fetched() -> Path:
@@ -215,6 +221,29 @@ def fetched() -> Path:
             raise NoBroker(f"Maven could not fetch Kafka: {(done.stdout + done.stderr)[-1000:]}. {REMEDY}")
         fresh.rename(jars)
     return jars
+
+
+def archived() -> Path:
+    """Return Kafka's classes as Java loads them fastest: a broker starts with a third of the work.
+
+    They are of use only to the Java that made them; another one loads the jars instead.
+    """
+    jars = fetched()
+    java = hashlib.sha256(os.path.realpath(shutil.which("java") or "").encode()).hexdigest()[:8]
+    classes = jars.with_name(f"{jars.name}-{java}.jsa")
+    with (jars.parent / "lock-classes").open("w") as lock, tempfile.TemporaryDirectory() as directory:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not classes.is_file():
+            fresh = Path(directory) / "classes.jsa"
+            maker = JavaBroker(Path(directory), archive=f"-XX:ArchiveClassesAtExit={fresh}")
+            try:
+                maker.start()
+                maker.stop()
+            finally:
+                maker.kill()
+            if fresh.is_file():
+                shutil.move(fresh, classes)
+    return classes
 
 
 def _wait_for(port: int, check: Callable[[], None]) -> None:

@@ -71,4 +71,6 @@ def test_what_is_not_there(command, kafka):
     assert "can be reached" in command("topics", "--log", "kafka://127.0.0.1:1", code=1)
     log = KafkaLog(f"kafka://{kafka}", clock=SystemClock())
     assert not log.topics()
+    command("produce", "made", "--partitions", "3", stdin="")  # as docker/compose.yaml makes its topic
+    assert log.topics()["made"].partitions == 3
     log.close()

@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 
 from headrace.errors import CorruptError, InvalidError
 from headrace.log.kafka.codec import BATCH_HEADER, batches, check, is_described, rows, size_bytes
-from headrace.record import JoinedBytes, Origin, Progress, RecordBatch, control_batch
+from headrace.record import ID_HEADER, JoinedBytes, Origin, Progress, RecordBatch, control_batch
 from headrace.testing.conformance.log_support import make_batch
 
 GOLDEN = Path(__file__).parent / "golden"
+OTHER = (("other", b""),)
 
 nullable = st.none() | st.binary(max_size=40)
 header = st.tuples(st.text(min_size=1, max_size=5).filter(lambda name: not name.startswith("headrace")), st.binary())
@@ -77,6 +78,7 @@ def rows_of(batch: RecordBatch):
     return list(zip(batch.timestamps, batch.keys, batch.values.split(), map(tuple, headers), ids, strict=True))
 
 
+@settings(deadline=None)
 @given(record_batches(kinds=["plain", "ids", "internal"]))
 def test_a_batch_comes_back(batch):
     check(batch)
@@ -85,7 +87,7 @@ def test_a_batch_comes_back(batch):
     assert list(got.offsets) == list(range(len(batch)))
 
 
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 @given(st.lists(record_batches(kinds=["internal", "ids"]), min_size=1, max_size=5))
 def test_batches_that_left_together_are_told_apart(appended):
     got = read(written(*appended))
@@ -96,6 +98,7 @@ def test_batches_that_left_together_are_told_apart(appended):
     assert list(flat(map(rows_of, got))) == list(flat(map(rows_of, appended)))
 
 
+@settings(deadline=None)
 @given(record_batches())
 def test_the_size_is_never_underestimated(batch):
     assert size_bytes(batch, described=is_described(batch)) >= len(written(batch)) - 61
@@ -117,6 +120,27 @@ def test_ids_of_several_writers_are_told_apart():
     stranger = make_batch([b"f"], headers=[(("headrace-id", b"no position"),)])
     got = read(written(one, two, again, stranger))
     assert list(map(columns, got)) == list(map(columns, (one, two, again, stranger)))
+
+
+@pytest.mark.parametrize(
+    "ids",
+    [
+        [b"t/s/in-0/4", b"7"], [b"t/s/in-0/4", b"t/s/in-0/"], [b"t/s/in-0/4", b"t/s/in-0/x"], [b"4", b"7"],
+        [b"/4", b"/7"], [b"t/s/in-0/4", b"t/s/in-0/4"], [b"t/s/in-0/4", b"t/s/in-0/3"], [b"", b""],
+        [b"t/s/in-0/4", b"t/s/in-00/5"], [b"t/s/in-0/4", b"t/s/in-0/5/6"], [b"t/s/in-0/4", b"t/s/in-0/" + b"1" * 19],
+        [b"t/s/in-0/4", b"t/s/in-0/9"],
+    ],
+)  # fmt: skip
+def test_ids_are_read_one_by_one_or_all_at_once(ids):
+    headers = [((ID_HEADER, own),) for own in ids]
+    together = read(written(make_batch([b"a", b"b"], headers=headers)))
+    # With another header in the middle, they are looked at one by one.
+    apart = read(written(*(make_batch([b"v"], headers=[(*more, *row)]) for row in headers for more in ((), OTHER))))
+    alone = [row for batch in apart for row in rows_of(batch)][::2]
+    assert [row[3:] for batch in together for row in rows_of(batch)] == [row[3:] for row in alone]
+    for batch in together:
+        positions = list(batch.origin.positions) if batch.origin else []
+        assert positions == sorted(set(positions))
 
 
 def test_uneven_columns_are_refused():

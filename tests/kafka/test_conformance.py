@@ -7,22 +7,24 @@ import pytest
 
 from headrace.errors import FencedError
 from headrace.log.api import Committed
+from headrace.log.kafka.groups import _describe
 from headrace.log.kafka.log import KafkaLog
 from headrace.log.kafka.topics import LEAST_SEGMENT_BYTES
 from headrace.testing.conformance.log import LogContract
 from headrace.testing.conformance.log_support import PART, UNITS, assign_evenly, until
 from tests.kafka.clean import wipe
 
-CALM_S = 0.4
-"""A group in which nothing has changed for so long has settled."""
+CALM_S = 0.05
+"""How long a group that seems to have settled is watched for a sign that it has not."""
 
 
 class Patient:
     """A membership whose ``poll`` waits until the group has settled; meanwhile the others say that they live."""
 
-    def __init__(self, member, everybody):
+    def __init__(self, member, everybody, log):
         self.inner = member
         self.everybody = everybody
+        self.log = log
         self.member_id = member.member_id
         everybody.append(self)
         self.heartbeat, self.commit, self.release = member.heartbeat, member.commit, member.release
@@ -30,15 +32,26 @@ class Patient:
 
     def poll(self):
         seen, since = None, time.monotonic()
-        while time.monotonic() - since < CALM_S:
-            now = []
-            for other in self.everybody:
-                with suppress(FencedError):
-                    now.append(other.inner.poll())
-            if now != seen or any(assignment.generation == 0 for assignment in now):
+        while seen is None or time.monotonic() - since < CALM_S:
+            now = self.look()
+            if now is None or now != seen:
                 seen, since = now, time.monotonic()
-            time.sleep(0.02)
+            time.sleep(0.005)
         return self.inner.poll()
+
+    def look(self):
+        """Return what everybody holds, or None while somebody is about to join, or has not heard what came of it."""
+        connection = self.log._connection
+        state = connection.call(_describe(connection, "g"))[2]
+        now, generations = [], set()
+        for other in self.everybody:
+            with suppress(FencedError):
+                now.append(other.inner.poll())
+                generations.add(other.inner._generation)
+            if other.inner._rejoin_due is not None:
+                return None
+        quiet = state == "Stable" and len(generations) == 1 and all(assignment.generation for assignment in now)
+        return now if quiet or not now else None
 
     def leave(self):
         self.inner.leave()
@@ -68,7 +81,7 @@ class TestKafka(LogContract):
         member = log.group("g").join(member_id, some, assign_evenly, session_timeout_ms=1000, **options)
         clock = log._clock
         clock.time_ms += 2000  # who joins later is later
-        return Patient(member, self.everybody)
+        return Patient(member, self.everybody, log)
 
     def test_a_silent_member_is_removed(self, log, other, clock):
         """The broker removes it; it learns of it when it says again that it lives."""

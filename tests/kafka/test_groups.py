@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from random import Random
 
 import pytest
 from aiokafka import AIOKafkaConsumer
@@ -26,8 +27,8 @@ def open_log(kafka):
     wipe(kafka)
     opened = []
 
-    def open_one(**options):
-        opened.append(KafkaLog(f"kafka://{kafka}", clock=SystemClock(), options=KafkaOptions(**options)))
+    def open_one(clock=None, **options):
+        opened.append(KafkaLog(f"kafka://{kafka}", clock=clock or SystemClock(), options=KafkaOptions(**options)))
         return opened[-1]
 
     open_one().create_topic("payments", 4)
@@ -83,7 +84,7 @@ def test_work_that_takes_long_costs_no_membership(open_log):
     one = join(open_log(), "m1", 1000)
     settled(one, shares=[4])
     two = join(open_log(), "m2", 1000)
-    end = time.monotonic() + 2.5
+    end = time.monotonic() + 2.2
     while time.monotonic() < end:
         one.heartbeat()
         two.heartbeat()
@@ -94,13 +95,46 @@ def test_work_that_takes_long_costs_no_membership(open_log):
     two.leave()
 
 
+class Behind(SystemClock):
+    """The clock of a machine that nobody has set."""
+
+    def now_ms(self):
+        return super().now_ms() - 3_600_000
+
+
+def test_epochs_grow_from_one_life_of_a_group_to_the_next(open_log):
+    """Commands follow each other within a second, and each is all of the group there is."""
+    log, last = open_log(), {}
+    for _ in range(3):
+        member = join(log, "m1")
+        settled(member, shares=[4])
+        held = {unit: lease.epoch for unit, lease in member.poll().leases.items()}
+        assert all(epoch > last.get(unit, 0) for unit, epoch in held.items())
+        last = held
+        member.leave()
+
+
+def test_epochs_grow_though_the_next_clock_is_behind(open_log):
+    one = join(open_log(), "m1")
+    settled(one, shares=[4])
+    lease = one.poll().leases["t-0"]
+    one.commit(lease, {TopicPartition("payments", 0): Committed(1, "end=1")})
+    one.leave()
+    again = join(open_log(Behind()), "m1")
+    settled(again, shares=[4])
+    assert all(taken.epoch > lease.epoch for taken in again.poll().leases.values())
+    again.leave()
+    assert open_log().group("g").committed() == {TopicPartition("payments", 0): Committed(1, "end=1")}
+
+
 def test_what_other_programs_see(open_log, kafka):
     log = open_log()
     member = join(log, "m1")
     settled(member, shares=[4])
     part = TopicPartition("payments", 2)
     log.append(part, make_batch([b"a", b"b"]))
-    member.commit(member.poll().leases["t-2"], {part: Committed(1, "end=2")})
+    lease = member.poll().leases["t-2"]
+    member.commit(lease, {part: Committed(1, "end=2")})
 
     async def look():
         admin = AIOKafkaAdminClient(bootstrap_servers=kafka)
@@ -113,7 +147,7 @@ def test_what_other_programs_see(open_log, kafka):
             await admin.close()
 
     offsets, described = asyncio.run(look())
-    assert offsets == {("payments", 2): (1, "end=2")}
+    assert offsets == {("payments", 2): (1, f"end=2 epoch={lease.epoch}")}
     assert described[2:5] == ("Stable", "consumer", "headrace")
     assert [tuple(m) for m in log.group("g").members()] == [("m1", tuple(sorted(UNITS)))]
     member.leave()
@@ -160,32 +194,45 @@ def test_a_group_that_another_program_uses_is_refused(open_log, kafka):
     asyncio.run(look())
 
 
-def test_a_static_member_comes_back(open_log):
-    """Nothing moves while it is away for less than the session timeout."""
-    one = join(open_log(instance_id="slot-1"), "m1", 6000)
-    two = join(open_log(instance_id="slot-2"), "m2", 6000)
-    settled(one, two, shares=[2, 2])
-    held, others = one.poll().leases, two.poll().leases
-    one.leave()
-    again = join(open_log(instance_id="slot-1"), "m1", 6000)
-    settled(again, two, shares=[2, 2])
-    assert again.poll().leases.keys() == held.keys()
-    assert two.poll().leases == others
-    again.leave()
-    two.leave()
+def test_members_that_come_and_go_by_the_tenth_of_a_second(open_log):
+    """Who stays keeps what it has, and once the others are gone it is soon left in peace."""
+    stays = join(open_log(), "stays", 5000)
+    settled(stays, shares=[4])
+    rng, logs, guests, kept, gaps = Random(5), [open_log() for _ in range(4)], {}, {}, 0
+    generations, end = set(), time.monotonic() + 4
+    while time.monotonic() < end:
+        place = rng.randrange(len(logs))
+        if place not in guests:
+            guests[place] = join(logs[place], f"guest-{rng.random()}", 500)
+        elif rng.random() < 0.3:
+            guests.pop(place).leave()
+        elif rng.random() < 0.1:
+            del guests[place]  # nobody says any more that it lives
+        look_end = time.monotonic() + 0.1
+        while time.monotonic() < look_end:
+            for guest in guests.values():
+                obey(guest)
+            given = obey(stays)
+            now = stays.poll()
+            generations.add(now.generation)
+            gaps += any(now.leases.get(unit) != lease for unit, lease in kept.items() if unit not in given)
+            kept = now.leases
+            time.sleep(0.005)
+    assert gaps == 0, "what it was not asked for was taken away"
+    assert len(generations) > 5
+    for guest in guests.values():
+        guest.leave()
+    settled(stays, shares=[4])
+    last = stays.poll().generation
+    until(lambda: stays.poll().generation == last and not stays.poll().revoked)
 
 
-def test_of_two_with_one_instance_id_the_later_counts(open_log):
-    one = join(open_log(instance_id="slot-1"), "m1")
-    settled(one, shares=[4])
-    again = join(open_log(instance_id="slot-1"), "m1")
-    settled(again, shares=[4])
-
-    def fenced():
-        try:
-            one.poll()
-        except FencedError:
-            return True
-
-    until(fenced)
-    again.leave()
+def obey(member):
+    """Release what a member is asked for, unless it was taken for dead, and return that."""
+    try:
+        revoked = member.poll().revoked
+        for unit in revoked:
+            member.release(unit)
+        return revoked
+    except FencedError:
+        return frozenset()

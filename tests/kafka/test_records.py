@@ -8,15 +8,16 @@ import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 
 from headrace.clock import SystemClock
-from headrace.errors import HeadraceError, InvalidError, NotFoundError, RetriableError, SettingsError
+from headrace.errors import FatalError, HeadraceError, InvalidError, NotFoundError, RetriableError, SettingsError
 from headrace.log.api import TopicConfig
 from headrace.log.kafka.keys import java_hash
 from headrace.log.kafka.log import KafkaLog
 from headrace.log.kafka.options import KafkaOptions, servers_of
+from headrace.log.kafka.security import client_arguments
 from headrace.record import Origin, Progress, TopicPartition
 from headrace.runtime.bounds import Bounds
 from headrace.testing.conformance.log_support import make_batch, read_all, read_next, until, values_of
-from tests.kafka.clean import wipe
+from tests.kafka.clean import alter, wipe
 
 PART = TopicPartition("payments", 0)
 
@@ -140,13 +141,111 @@ def test_a_batch_larger_than_kafka_takes_is_split(log):
     assert [at for batch in batches for at in batch.origin.positions] == list(range(5000))
 
 
-def test_a_record_larger_than_kafka_takes_is_refused(log):
-    with pytest.raises(InvalidError, match="payments/0 is larger"):
-        log.append(PART, make_batch([b"x" * 3_000_000]))
-    with pytest.raises(InvalidError, match="payments/0, as they are too large"):
+def test_a_record_larger_than_its_topic_takes_is_refused(log):
+    """That does no harm to what comes before and behind it."""
+    log.send(PART, make_batch([b"a"]))
+    with pytest.raises(InvalidError, match=r"payments/0 is larger.* about 1,500,162 bytes, and at most 1,048,588"):
         log.append(PART, make_batch([b"x" * 1_500_000]))
+    log.append(PART, make_batch([b"b"]))
+    log.flush()
+    reader = log.reader(PART, 0)
+    assert values_of(read_all(reader)) == [b"a", b"b"]
+    reader.close()
+
+
+def test_what_a_topic_takes_counts_for_batches(kafka, log):
+    """Many small records fit into a topic that takes little, and one large one into a topic that takes much."""
+    for name, most in (("narrow", 10_000), ("roomy", 5_000_000)):
+        log.create_topic(name, 1)
+        alter(kafka, name, "max.message.bytes", most)
+    log.topics()  # looks what they take
+    log.append(TopicPartition("narrow", 0), make_batch([b"x" * 1000] * 100))
+    large = [b"x" * 4_000_000, b"y", b"z" * 4_000_000]
+    log.append(TopicPartition("roomy", 0), make_batch(large))
+    log.flush()
+    for name, values in (("narrow", [b"x" * 1000] * 100), ("roomy", large)):
+        reader = log.reader(TopicPartition(name, 0), 0)
+        assert values_of(read_all(reader)) == values
+        reader.close()
+
+
+def test_brokers_that_take_less_than_they_said(kafka, log):
+    log.append(PART, make_batch([b"a"]))
+    alter(kafka, "payments", "max.message.bytes", 1000)
+    with pytest.raises(InvalidError, match=r"payments/0, as they are too large: 1 of at most 2162 bytes"):
+        log.append(PART, make_batch([b"x" * 2000]))
     with pytest.raises(InvalidError, match="payments/0"):
         log.flush()
+
+
+def test_large_records_of_two_partitions_come_in_turns(kafka, log):
+    """Each is larger than what is asked for at once, so that an answer holds one of them."""
+    log.create_topic("wide", 2)
+    alter(kafka, "wide", "max.message.bytes", 5_000_000)
+    parts = [TopicPartition("wide", number) for number in range(2)]
+    for part in parts:
+        for i in range(6):
+            log.append(part, make_batch([b"%d" % i * 3_000_000]))
+    readers = [log.reader(part, 0) for part in parts]
+    for _ in range(6):
+        for reader in readers:
+            batch = read_next(reader)
+            assert batch is not None
+    for reader in readers:
+        reader.close()
+
+
+def test_times_that_the_brokers_refuse(kafka, log):
+    alter(kafka, "payments", "message.timestamp.before.max.ms", 1000)
+    with pytest.raises(FatalError, match=r"refuse the time of records for payments/0: they are of 1970.*before.max.ms"):
+        log.append(PART, make_batch([b"a"], start_ms=5))
+
+
+def test_a_topic_made_without_a_config_keeps_its_records(kafka, log):
+    """Retention goes by event time: results of a replay would be gone at once."""
+    assert log.topics()["payments"].config.retention_ms is None
+    assert not log.topics()["payments"].by_event_time
+    alter(kafka, "payments", "retention.ms", 604_800_000)
+    assert log.topics()["payments"].by_event_time
+    alter(kafka, "payments", "message.timestamp.type", "LogAppendTime")
+    assert not log.topics()["payments"].by_event_time
+
+
+def test_a_log_that_became_shorter(kafka, log):
+    """A reader that was further is told so, and does not wait until the log has grown that far again."""
+    log.append(PART, make_batch([b"a", b"b", b"c"]))
+    reader = log.reader(PART, 0)
+    assert len(read_all(reader)) == 1
+    log.delete_topic("payments")
+    log.create_topic("payments", 1)
+    log.append(PART, make_batch([b"d"]))
+    with pytest.raises(NotFoundError, match=r"went to offset 3, and ends at|was deleted while it was in use"):
+        until(lambda: reader.read(1))
+    reader.close()
+
+
+def test_the_producer_makes_no_topic_by_asking_for_it(log):
+    log.append(PART, make_batch([b"a"]))
+    client = log._sender._producer.client
+
+    async def ask():
+        await client.add_topic("nothing")
+
+    log._connection.call(ask())
+    log.create_topic("then", 1)  # comes behind what the broker would have made of the question
+    assert list(log.topics()) == ["payments", "then"]
+
+
+def test_a_topic_that_is_deleted_while_it_is_written(kafka, log):
+    """Brokers make topics that are named here; a writer must not let them, nor wait for long."""
+    log.append(PART, make_batch([b"a"]))
+    wipe(kafka)
+    with pytest.raises(NotFoundError, match="payments was deleted while it was in use"):
+        until(lambda: log.send(PART, make_batch([b"b"])) or log.flush())
+    log.close()
+    again = KafkaLog(f"kafka://{kafka}", clock=SystemClock())
+    assert list(again.topics()) == []
+    again.close()
 
 
 def test_event_time_may_lie_ahead(log):
@@ -246,12 +345,13 @@ def test_files_of_options(tmp_path):
     given = {"security_protocol": "SASL_PLAINTEXT", "sasl_mechanism": "SCRAM-SHA-512", "username": "u"}
     secret = tmp_path / "secret"
     with pytest.raises(SettingsError, match="PASSWORD_FILE"):
-        KafkaOptions(**given, password_file=str(secret)).client()
+        client_arguments(KafkaOptions(**given, password_file=str(secret)), "a:1", SystemClock())
     secret.write_text("pass word\n")
-    assert KafkaOptions(**given, password_file=str(secret)).client()["sasl_plain_password"] == "pass word"
+    arguments = client_arguments(KafkaOptions(**given, password_file=str(secret)), "a:1", SystemClock())
+    assert arguments["sasl_plain_password"] == "pass word"
     assert "pass word" not in repr(KafkaOptions(**given, password="pass word"))
     with pytest.raises(SettingsError, match="CA_FILE"):
-        KafkaOptions(security_protocol="SSL", ca_file=str(tmp_path / "none")).client()
+        client_arguments(KafkaOptions(security_protocol="SSL", ca_file=str(tmp_path / "none")), "a:1", SystemClock())
 
 
 @pytest.mark.parametrize(

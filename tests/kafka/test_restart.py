@@ -10,6 +10,7 @@ import pytest
 
 from headrace.clock import SystemClock
 from headrace.demo.payments import Payments
+from headrace.log.kafka import reader as reader_module
 from headrace.log.kafka.log import KafkaLog
 from headrace.record import TopicPartition
 from headrace.testing.conformance.log_support import assign_evenly, make_batch, read_all, until, values_of
@@ -17,24 +18,25 @@ from tests.e2e.harness import expected, fill, kill_all, results, wait_for
 from tests.kafka.broker import REMEDY, JavaBroker, has_java
 from tests.kafka.test_card_spend import KafkaSite
 
-PART = TopicPartition("payments", 0)
-PAYMENTS = Payments(count=10_000, customers=500, duplicate_share=0.02, late_share=0.01)
+PART = TopicPartition("numbers", 0)
+PAYMENTS = Payments(count=6_000, customers=500, duplicate_share=0.02, late_share=0.01)
 
 
-@pytest.fixture
-def broker(tmp_path):
-    """Yield a broker that the test may kill."""
+@pytest.fixture(scope="module")
+def broker(tmp_path_factory):
+    """Yield a broker that the tests may kill."""
     if not has_java():
         (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(f"there is no broker to restart. {REMEDY}")
-    broker = JavaBroker(tmp_path)
+    broker = JavaBroker(tmp_path_factory.mktemp("restart"))
     broker.start()
     yield broker
     broker.kill()
 
 
-def test_a_broker_that_comes_back(broker):
+def test_a_broker_that_comes_back(broker, monkeypatch):
+    monkeypatch.setattr(reader_module, "_SILENT_S", 1)
     log = KafkaLog(f"kafka://{broker.address}", clock=SystemClock())
-    log.create_topic("payments", 1)
+    log.create_topic("numbers", 1)
     reader = log.reader(PART, 0)
     units = {"a": [PART]}
     member = log.group("g").join("m", units, assign_evenly, session_timeout_ms=30_000)
@@ -74,7 +76,7 @@ def test_a_worker_outlives_its_broker(broker, tmp_path):
     )
     try:
         with closing(site.open()) as log:
-            wait_for(lambda: committed(log) > 1000)
+            wait_for(lambda: committed(log) > 1000 or process.poll() is not None)
         broker.kill()
         broker.start()
         with closing(site.open()) as log:
