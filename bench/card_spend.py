@@ -20,8 +20,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import closing
 from pathlib import Path
-from zlib import crc32
 
 import msgspec
 
@@ -29,6 +29,7 @@ from bench import ceiling
 from headrace import Topology, agg, run, tumbling
 from headrace.clock import SystemClock
 from headrace.demo.payments import Payments
+from headrace.log.api import Log, TopicConfig
 from headrace.log.embedded.log import EmbeddedLog
 from headrace.record import JoinedBytes, RecordBatch, TopicPartition
 
@@ -77,10 +78,9 @@ def payments_of(records: int) -> Payments:
     return Payments(count=records, duration_ms=records * 600_000 // 1_000_000)
 
 
-def fill(directory: Path, records: int) -> float:
+def fill(log: Log, records: int, batch_records: int = BATCH) -> float:
     """Write the payments and return how many a second were encoded, partitioned and appended."""
-    log = EmbeddedLog(directory, clock=SystemClock())
-    log.create_topic("payments", PARTITIONS)
+    log.create_topic("payments", PARTITIONS, TopicConfig(retention_ms=None))
     encode = msgspec.msgpack.Encoder().encode
     waiting: list[list[dict[str, object]]] = [[] for _ in range(PARTITIONS)]
     began, making = time.perf_counter(), 0.0
@@ -91,7 +91,7 @@ def fill(directory: Path, records: int) -> float:
         batch = RecordBatch([row["at"] for row in rows], keys, JoinedBytes.of(list(map(encode, rows))))  # type: ignore[misc]
         log.append(TopicPartition("payments", partition), batch)
 
-    batches = payments_of(records).batches(16_384)
+    batches = payments_of(records).batches(PARTITIONS * batch_records)
     while True:
         before = time.perf_counter()
         rows = next(batches, None)
@@ -99,16 +99,21 @@ def fill(directory: Path, records: int) -> float:
         if rows is None:
             break
         for row in rows:
-            waiting[crc32(row["customer_id"].encode()) % PARTITIONS].append(row)  # type: ignore[arg-type]
+            waiting[log.hash_key(row["customer_id"].encode()) % PARTITIONS].append(row)  # type: ignore[arg-type]
         for partition in range(PARTITIONS):
-            if len(waiting[partition]) >= BATCH:
+            if len(waiting[partition]) >= batch_records:
                 append(partition)
     for partition in range(PARTITIONS):
         if waiting[partition]:
             append(partition)
     log.flush()
-    log.close()
     return records / (time.perf_counter() - began - making)
+
+
+def fill_directory(directory: Path, records: int) -> float:
+    """Write the payments to an embedded log; see ``fill``."""
+    with closing(EmbeddedLog(directory, clock=SystemClock())) as log:
+        return fill(log, records)
 
 
 def measure(form: str, log: Path, records: int) -> dict[str, float]:
@@ -147,7 +152,7 @@ def main() -> None:
     )
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder, "log")
-        print(f"filling the log: {fill(log, given.records):,.0f} records/s")
+        print(f"filling the log: {fill_directory(log, given.records):,.0f} records/s")
         found: dict[str, list[dict[str, float]]] = {form: [] for form in given.forms}
         for _ in range(given.repeats):
             for form, results in found.items():

@@ -17,7 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from bench.card_spend import FORMS, fill
+from bench.card_spend import FORMS, fill_directory
 from headrace import run
 from headrace.checkpoint.checkpoints import Checkpoints
 from headrace.checkpoint.store import open_objects
@@ -58,7 +58,7 @@ def main() -> None:
     found: dict[int, list[float]] = {NEVER_MS: [], given.interval_ms: []}
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder, "log")
-        print(f"filling the log: {fill(log, given.records):,.0f} records/s", flush=True)
+        print(f"filling the log: {fill_directory(log, given.records):,.0f} records/s", flush=True)
         for _ in range(given.repeats):
             for interval_ms, rates in found.items():
                 command = [sys.executable, "-m", "bench.checkpoint_cost", "--one", str(interval_ms), "--log", str(log)]

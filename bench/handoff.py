@@ -21,7 +21,7 @@ import tempfile
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +29,9 @@ import msgspec
 
 from headrace import Context, Topology, ValueState
 from headrace.clock import SystemClock
-from headrace.log.embedded.log import EmbeddedLog
+from headrace.log.opening import open_log
 from headrace.record import JoinedBytes, RecordBatch, TopicPartition
+from headrace.settings import Settings
 
 PARTITIONS = 4
 BLOB_BYTES = 4096
@@ -60,21 +61,28 @@ topology = Topology("handoff")
 
 
 class Bench:
-    """One log, one checkpoint store, and workers on them."""
+    """One log, one checkpoint store, and workers on them.
 
-    def __init__(self, folder: Path, checkpoint_interval: str, session_timeout: str) -> None:
+    Args:
+        folder: Empty; for what all of it writes.
+        log: A directory or ``kafka://host:port``.
+        partitions: How many tasks share the state.
+        settings: Of every worker, by their variables.
+    """
+
+    def __init__(self, folder: Path, log: str, partitions: int, settings: Mapping[str, str]) -> None:
         self.folder = folder
+        self.partitions = partitions
         self.environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith("HEADRACE_")},
-            "HEADRACE_LOG": str(folder / "log"),
+            "HEADRACE_LOG": log,
             "HEADRACE_CHECKPOINTS": str(folder / "checkpoints"),
-            "HEADRACE_CHECKPOINT_INTERVAL": checkpoint_interval,
-            "HEADRACE_SESSION_TIMEOUT": session_timeout,
             "HEADRACE_METRICS_PORT": "0",
             "HEADRACE_CACHE": "4MB",
+            **settings,
         }
-        self.log = EmbeddedLog(folder / "log", clock=SystemClock(), fsync="never")
-        self.log.create_topic("in", PARTITIONS)
+        self.log = open_log(Settings(log=log, fsync="never"), SystemClock())
+        self.log.create_topic("in", partitions)
         self.workers: list[subprocess.Popen[bytes]] = []
         self.started = 0
 
@@ -96,38 +104,62 @@ class Bench:
             for member in self.log.group("handoff").members() for unit in member.units
         }  # fmt: skip
 
+    def shared(self, pids: set[int]) -> bool:
+        """Return whether these processes, and no others, have equal shares of the tasks."""
+        held = list(self.holders().values())
+        share = self.partitions // len(pids)
+        return len(held) == self.partitions and set(held) == pids and all(held.count(pid) == share for pid in pids)
+
     def settle(self, *workers: subprocess.Popen[bytes]) -> dict[str, int]:
         """Wait until these workers share all tasks, and process."""
         pids = {worker.pid for worker in workers}
-        share = PARTITIONS // len(pids)
-
-        def shared() -> bool:
-            held = list(self.holders().values())
-            return len(held) == PARTITIONS and set(held) == pids and all(held.count(pid) == share for pid in pids)
-
-        wait(shared, "the tasks are not shared")
-        for partition in range(PARTITIONS):
-            self.append(partition, [{"k": f"{partition}-0", "p": partition, "n": -1, "sent": SystemClock().now_ms()}])
+        wait(lambda: self.shared(pids), "the tasks are not shared")
+        for partition in range(self.partitions):
+            self.send(partition, [{"k": f"{partition}-0", "p": partition, "n": -1, "sent": SystemClock().now_ms()}])
+        self.log.flush()
         wait(lambda: self.lag() == 0, "the workers do not catch up")
         return self.holders()
 
     def lag(self) -> int:
         committed = self.log.group("handoff").committed()
-        ends = {TopicPartition("in", n): self.log.end_offset(TopicPartition("in", n)) for n in range(PARTITIONS)}
+        inputs = [TopicPartition("in", number) for number in range(self.partitions)]
+        ends = {partition: self.log.end_offset(partition) for partition in inputs}
         return sum(end - (committed[p].offset if p in committed else 0) for p, end in ends.items())
 
-    def append(self, partition: int, rows: list[dict[str, Any]]) -> None:
+    def send(self, partition: int, rows: list[dict[str, Any]]) -> None:
         values = [msgspec.msgpack.encode(row) for row in rows]
         keys = [row["k"].encode() for row in rows]
         stamps = [SystemClock().now_ms()] * len(rows)
-        self.log.append(TopicPartition("in", partition), RecordBatch(stamps, keys, JoinedBytes.of(values)))
+        self.log.send(TopicPartition("in", partition), RecordBatch(stamps, keys, JoinedBytes.of(values)))
 
-    def fill(self, state_mb: int) -> None:
+    def fill(self, state_mb: int) -> int:
+        """Write so much state, and return how many keys each task has."""
         rng = random.Random(1)
-        for first in range(0, state_mb * 1024**2 // PARTITIONS // BLOB_BYTES, 100):
-            for partition in range(PARTITIONS):
-                rows = [{"k": f"{partition}-{n}", "blob": rng.randbytes(BLOB_BYTES)} for n in range(first, first + 100)]
-                self.append(partition, rows)
+        keys = max(100, state_mb * 1024**2 // self.partitions // BLOB_BYTES)
+        for first in range(0, keys, 100):
+            for partition in range(self.partitions):
+                numbers = range(first, min(first + 100, keys))
+                self.send(partition, [{"k": f"{partition}-{n}", "blob": rng.randbytes(BLOB_BYTES)} for n in numbers])
+            self.log.flush()
+        return keys
+
+    def outputs(self, offset: int = 0) -> list[dict[str, Any]]:
+        """Return what the workers have written from an offset on: each record when it was processed first."""
+        first: dict[Key, dict[str, Any]] = {}
+        out = TopicPartition("out", 0)
+        reader, end = self.log.reader(out, offset), self.log.end_offset(out)
+        while reader.position < end:
+            batch = reader.read(10_000)
+            if batch is None:
+                time.sleep(0.01)  # a log that fetches beside may not have it yet
+                continue
+            for record in batch.records("out", 0):
+                row = msgspec.msgpack.decode(record.value)
+                known = first.setdefault((row["p"], row["n"]), row)
+                if row["done"] < known["done"]:
+                    first[row["p"], row["n"]] = row
+        reader.close()
+        return list(first.values())
 
     def stop(self) -> None:
         for worker in self.workers:
@@ -144,7 +176,7 @@ class Bench:
             worker.wait()
 
 
-def wait(condition: Any, failing: str, timeout_s: float = 120) -> None:
+def wait(condition: Any, failing: str, timeout_s: float = 300) -> None:
     end = time.monotonic() + timeout_s
     while not condition():
         if time.monotonic() > end:
@@ -173,9 +205,9 @@ class Load:
     def _run(self) -> None:
         rng = random.Random(2)
         while not self._ended.wait(1 / RECORDS_PER_S):
-            for partition in range(PARTITIONS):
+            for partition in range(self.bench.partitions):
                 row = {"k": f"{partition}-{rng.randrange(self.keys)}", "p": partition, "n": self.sent}
-                self.bench.append(partition, [{**row, "sent": SystemClock().now_ms()}])
+                self.bench.send(partition, [{**row, "sent": SystemClock().now_ms()}])
             self.sent += 1
 
 
@@ -185,21 +217,11 @@ def pauses(bench: Bench, offset: int, since_ms: int) -> dict[str, int]:
     What was processed already comes again after a crash: the first time counts, so outputs from ``offset`` on are read,
     but only records that were sent since the event are looked at.
     """
-    first: dict[Key, int] = {}
-    sent: dict[Key, int] = {}
-    reader = bench.log.reader(TopicPartition("out", 0), offset)
-    while (batch := reader.read(10_000)) is not None:
-        for record in batch.records("out", 0):
-            row = msgspec.msgpack.decode(record.value)
-            key = row["p"], row["n"]
-            first[key] = min(first.get(key, row["done"]), row["done"])
-            sent[key] = row["sent"]
-    reader.close()
     waited: dict[str, int] = defaultdict(int)
-    for key, done in first.items():
-        if sent[key] < since_ms:
-            continue
-        waited[f"in-{key[0]}"] = max(waited[f"in-{key[0]}"], done - sent[key])
+    for row in bench.outputs(offset):
+        if row["sent"] >= since_ms:
+            task = f"in-{row['p']}"
+            waited[task] = max(waited[task], row["done"] - row["sent"])
     return waited
 
 
@@ -236,15 +258,18 @@ def main() -> None:
     parser.add_argument("--session-timeout", type=int, default=6, help="seconds")
     options = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="handoff-"))
-    bench = Bench(folder, options.checkpoint_interval, f"{options.session_timeout}s")
-    keys = max(100, options.state_mb * 1024**2 // PARTITIONS // BLOB_BYTES)
+    settings = {
+        "HEADRACE_CHECKPOINT_INTERVAL": options.checkpoint_interval,
+        "HEADRACE_SESSION_TIMEOUT": f"{options.session_timeout}s",
+    }
+    bench = Bench(folder, str(folder / "log"), PARTITIONS, settings)
     ways = {
         "at once": {"HEADRACE_HANDOFF_TIMEOUT": "0s"},
         "copied first": {},
         "standby": {"HEADRACE_STANDBY_COPIES": "1"},
     }
     try:
-        bench.fill(options.state_mb)
+        keys = bench.fill(options.state_mb)
         bench.settle(bench.start())
         bench.stop()
         print(f"{options.state_mb} MB in {PARTITIONS} tasks, checkpoints every {options.checkpoint_interval}")

@@ -1,0 +1,1 @@
+"""The jobs of the other benchmarks on a Kafka broker of their own."""
