@@ -21,6 +21,8 @@ from headrace.record import ID_HEADER, JoinedBytes, RecordBatch, TopicPartition
 from headrace.serde.primitives import Int
 from headrace.testing.conformance.log_support import make_batch, read_all, until
 from tests.e2e.harness import HEADRACE, kill_all, wait_for
+from tests.e2e.small import found as environment
+from tests.e2e.small import module
 from tests.kafka import foreign
 from tests.kafka.clean import wipe
 from tests.kafka.foreign import Row, java
@@ -187,6 +189,37 @@ def test_repeats_of_a_result_can_be_told_by_its_id(kafka: str, site: KafkaSite) 
         f"c{i}": sum(row["customer_id"] == f"c{i}" for row in lines) for i in range(7)
     }
     assert all(re.fullmatch(rb"card-spend/[^/]+-to-spend-per-minute/payments-[0-2]/[0-9]+", id_) for id_ in ids)
+
+
+JOINED = """
+from headrace import Topology
+
+topology = Topology("joined")
+names = topology.table("names", value=str)
+topology.stream("visits", keyed_by="k", time="at").join(names, combine=lambda visit, name: name).to("named")
+"""
+
+
+@pytest.mark.parametrize("partitioner", ["murmur2_random", "consistent_random"])
+def test_topics_that_meet_must_be_placed_alike(kafka: str, site: KafkaSite, partitioner: str) -> None:
+    """Otherwise most would find nothing in the other topic, and nobody would be told."""
+    with closing(site.open()) as log:
+        for topic in ("names", "visits"):
+            log.create_topic(topic, 4)
+    keys = [f"c{n}" for n in range(200)]
+    encode = msgspec.msgpack.encode
+    foreign.write(kafka, "names", [Row(key.encode(), key.encode(), 1) for key in keys])
+    visits = [Row(key.encode(), encode({"k": key, "at": 5}), 5) for key in keys]
+    foreign.write(kafka, "visits", visits, partitioner=partitioner)
+    process = site.start("run", module(site, JOINED), "--until-end", **environment(site))
+    output, _ = process.communicate(timeout=60)
+    if partitioner == "murmur2_random":
+        assert process.returncode == 0, output
+        assert sorted(record.value for record in site.read("named")) == sorted(keys)
+        return
+    assert process.returncode == 1
+    assert "keys of topic visits lie in other partitions than the same keys of topic names" in output
+    assert "murmur2_random" in output
 
 
 @pytest.mark.parametrize("protocol", ["classic", "consumer"])

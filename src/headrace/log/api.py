@@ -267,7 +267,8 @@ class Log(Protocol):
 
         Raises:
             NotFoundError: no such topic or partition.
-            RetriableError: the disk is full or the broker does not answer; nothing of the batch is visible.
+            RetriableError: the disk is full, and nothing of the batch is visible; or the brokers do not answer, and it
+                may still be written once they do.
         """
         ...
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from headrace.runtime.changing import resets
 from headrace.runtime.meta import META_KEY, read_meta
 from headrace.runtime.parts import Parts
+from headrace.runtime.placement import placement_of
 from headrace.runtime.positions import first_offsets, leave_out
 from headrace.runtime.recovery import Restored
 from headrace.runtime.slot import Slot
@@ -44,5 +45,5 @@ def open_task(parts: Parts, slot: Slot, restored: Restored, *, cache_bytes: int)
     except BaseException:
         store.close()
         raise
-    slot.open(parts.log, task, store)
+    slot.open(parts.log, task, store, placement_of(parts.plan, slot.sub, slot.id, parts.log.hash_key))
     leave_out(slot, firsts)

@@ -18,6 +18,7 @@ from headrace.record import RecordBatch, TopicPartition
 from headrace.runtime.bounds import Bounds
 from headrace.runtime.edges import Append
 from headrace.runtime.lifecycle import Phase, moved
+from headrace.runtime.placement import Placement
 from headrace.runtime.pressure import Facts
 from headrace.runtime.setbacks import Setback
 from headrace.runtime.task import Task
@@ -50,6 +51,8 @@ class Slot:
     phase: Phase = Phase.RESTORING
     task: Task | None = None
     store: Store | None = None
+    placement: Placement | None = None
+    """Looks at the keys that are read."""
     readers: dict[TopicPartition, Reader] = field(default_factory=dict)
     read_time_ms: dict[TopicPartition, int] = field(default_factory=dict)
     """Timestamp of the record that was read last."""
@@ -112,9 +115,9 @@ class Slot:
         """Go on to the next phase of its life."""
         self.phase = moved(self.phase, phase)
 
-    def open(self, log: Log, task: Task, store: Store) -> None:
+    def open(self, log: Log, task: Task, store: Store, placement: Placement) -> None:
         """Take the restored task and begin to read its inputs where it left off."""
-        self.task, self.store = task, store
+        self.task, self.store, self.placement = task, store, placement
         for partition, position in task.positions.items():
             # An internal topic may end before that, if its tail was lost with the power: see ``first_offsets``.
             self.readers[partition] = log.reader(partition, min(position, log.end_offset(partition)))
@@ -136,7 +139,7 @@ class Slot:
         With bounds, a source is not read beyond its end.
 
         Raises:
-            FatalError: the log is damaged.
+            FatalError: the log is damaged, or keys lie where they do not meet others.
             NotFoundError: the topic or the records are gone.
         """
         assert self.task is not None
@@ -154,6 +157,8 @@ class Slot:
             if batch is not None and bounds is not None:
                 batch = _before_end(reader, batch, bounds.ends.get(partition))
             if batch is not None:
+                if self.placement is not None:
+                    self.placement.look(partition, batch)
                 return partition, batch
         return None
 

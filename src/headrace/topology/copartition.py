@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from headrace.errors import TopologyError
 from headrace.topology.graph import Graph, Node, Repartition, Source, Step
@@ -34,16 +34,9 @@ def internal_widths(
             meet.
     """
     groups: dict[str, list[str]] = {name: [name] for name in entries}
-    for step in nodes:
-        if not isinstance(step, Step) or not keeps_keys(graph, step):
-            continue
-        meeting = _entries_above(graph, step, groups)
-        if len(meeting) < 2:
-            continue
+    for step, meeting in _meetings(graph, nodes, groups):
         _check_key_types(graph, step, meeting)
-        joined = [name for name in groups if any(name in groups[other] for other in meeting)]
-        _check_counts(graph, step, joined, partitions)
-        groups.update(dict.fromkeys(joined, joined))
+        _check_counts(graph, step, groups[meeting[0]], partitions)
     widths = {}
     for name, group in groups.items():
         counts = [partitions[n.topic] for n in (graph.by_name[other] for other in group) if isinstance(n, Source)]
@@ -51,6 +44,34 @@ def internal_widths(
             kept = [existing[other] for other in (name, *group) if other in existing]
             widths[name] = [*counts, *kept, default][0]
     return widths
+
+
+def meeting(graph: Graph, nodes: Sequence[Node], entries: Sequence[str]) -> list[list[str]]:
+    """Return the sources and repartitions whose keys meet in the state of steps, as groups of two and more.
+
+    Args:
+        graph: The graph.
+        nodes: What lies between repartitions.
+        entries: The names of the sources and repartitions at which records with keys enter there.
+    """
+    groups: dict[str, list[str]] = {name: [name] for name in entries}
+    for _ in _meetings(graph, nodes, groups):
+        pass
+    return [group for name, group in groups.items() if len(group) > 1 and name == group[0]]
+
+
+def _meetings(
+    graph: Graph, nodes: Sequence[Node], groups: dict[str, list[str]]
+) -> Iterator[tuple[Step, Sequence[str]]]:
+    """Yield the steps at which keys of several entries meet, with these, after putting the groups of these together."""
+    for step in nodes:
+        if not isinstance(step, Step) or not keeps_keys(graph, step):
+            continue
+        met = _entries_above(graph, step, groups)
+        if len(met) > 1:
+            joined = [name for name in groups if any(name in groups[other] for other in met)]
+            groups.update(dict.fromkeys(joined, joined))
+            yield step, met
 
 
 def keeps_keys(graph: Graph, step: Step) -> bool:
