@@ -27,7 +27,7 @@ from bench.handoff import Bench, Load, wait
 from headrace.checkpoint.checkpoints import Checkpoints
 from headrace.checkpoint.store import open_objects
 from headrace.record import TopicPartition
-from tests.kafka.broker import broker
+from tests.kafka.broker import LONG_LIFE, broker
 from tests.kafka.clean import wipe
 
 
@@ -140,7 +140,7 @@ def main() -> None:
     folder = Path(tempfile.mkdtemp(prefix="restart-", dir=options.dir))
     (folder / "kafka").mkdir()
     try:
-        with broker(folder / "kafka") as address:
+        with broker(folder / "kafka", LONG_LIFE) as address:
             wipe(address)
             found, restarts = measure(
                 folder, f"kafka://{address}", options.state_mb, options.workers, each=options.each,

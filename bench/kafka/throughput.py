@@ -38,7 +38,7 @@ from headrace.clock import SystemClock
 from headrace.log.api import Log
 from headrace.log.opening import open_log
 from headrace.settings import Settings
-from tests.kafka.broker import broker
+from tests.kafka.broker import LONG_LIFE, broker
 from tests.kafka.clean import wipe
 
 PARTS = ("client", "reading", "sending", "job", "others")
@@ -178,7 +178,7 @@ def main() -> None:
     print(
         f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}; {given.records:,} payments"
     )
-    with tempfile.TemporaryDirectory() as folder, broker(Path(folder)) as address:
+    with tempfile.TemporaryDirectory() as folder, broker(Path(folder), LONG_LIFE) as address:
         if given.profile:
             wipe(address)
             url = f"kafka://{address}"

@@ -11,7 +11,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -22,8 +22,10 @@ REMEDY = (
     "(apt-get install --no-install-recommends openjdk-17-jre-headless maven)"
 )
 _START_S = 60
-_JAVA = ("java", "-Xmx384m", "-Xss512k", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1")
-"""Compiled for a fast start, not for a long life."""
+FAST_START = ("java", "-Xmx384m", "-Xss512k", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1")
+"""Java for brokers of tests."""
+LONG_LIFE = ("java", "-Xmx1g", "-Xss512k", "-XX:+UseSerialGC")
+"""Java for brokers whose speed counts."""
 
 
 class NoBroker(Exception):
@@ -31,13 +33,14 @@ class NoBroker(Exception):
 
 
 @contextmanager
-def broker(directory: Path) -> Iterator[str]:
+def broker(directory: Path, java: Sequence[str] = FAST_START) -> Iterator[str]:
     """Yield ``host:port`` of a broker, which is stopped in the end if it was started here.
 
     Tests delete every topic and group that they find on it, so ``HEADRACE_TEST_KAFKA`` must name one that is for tests.
 
     Args:
         directory: Empty; for what the broker writes.
+        java: How Java is called, if that starts it.
 
     Raises:
         NoBroker: there is none, and none can be started.
@@ -49,7 +52,7 @@ def broker(directory: Path) -> Iterator[str]:
         with _in_docker() as address:
             yield address
     elif has_java():
-        started = JavaBroker(directory)
+        started = JavaBroker(directory, java=java)
         try:
             started.start()
             yield started.address
@@ -135,6 +138,7 @@ class JavaBroker:
         port: Where it listens; 0 for any.
         cluster: The id of the cluster that it is a part of; one of its own if empty.
         archive: What Java is told of class archives, if it is not to take ``archived()``.
+        java: How it is called.
     """
 
     def __init__(
@@ -146,6 +150,7 @@ class JavaBroker:
         port: int = 0,
         cluster: str = "",
         archive: str = "",
+        java: Sequence[str] = FAST_START,
     ) -> None:
         self._port, controller_port = port or free_port(), free_port()
         self.address = f"127.0.0.1:{self._port}"
@@ -158,9 +163,9 @@ class JavaBroker:
         for name, password in (users or {}).items():
             options += ["--add-scram", f"SCRAM-SHA-512=[name={name},iterations=4096,password={password}]"]
         self._file.write_text("".join(f"{name}={value}\n" for name, value in settings.items()))
-        self._java = [*_JAVA, archive or f"-XX:SharedArchiveFile={archived()}", "-cp", f"{fetched()}/*"]
+        self._java = [*java, archive or f"-XX:SharedArchiveFile={archived()}", "-cp", f"{fetched()}/*"]
         self._process: subprocess.Popen[bytes] | None = None
-        form = [*self._java[: len(_JAVA)], *self._java[-2:], "kafka.tools.StorageTool", "format"]
+        form = [*java, *self._java[-2:], "kafka.tools.StorageTool", "format"]
         command = [*form, "-t", cluster or cluster_id(), "-c", str(self._file), *options]
         subprocess.run(command, capture_output=True, check=True)
 
