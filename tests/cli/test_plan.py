@@ -9,6 +9,7 @@ import pytest
 from headrace.checkpoint.checkpoints import Checkpoints
 from headrace.checkpoint.manifest import encode, manifest_path
 from headrace.checkpoint.store import open_objects
+from headrace.log.embedded.files import read_versioned_json, write_json
 
 HEAD = """
 import msgspec
@@ -261,12 +262,23 @@ def test_checkpoints_of_another_log_are_refused(deploy, headrace, tmp_path):
         assert "belongs to another log than this one" in ran.told
 
 
-def test_a_topic_that_shrank_cannot_be_given_up(deploy, headrace, log):
+def made_by_an_older_version(path):
+    """Take away the id of a topic."""
+    content = read_versioned_json(path, 9)
+    del content["id"]
+    write_json(path, content)
+
+
+def test_a_topic_that_shrank_cannot_be_given_up(deploy, headrace, log, tmp_path):
     order(headrace, 1)
     assert deploy("run", TOTALS).code == 0
     assert "detail" not in deploy("plan", TOTALS).out
     log.delete_topic("orders")
     log.create_topic("orders", 1)
+    ran = deploy("plan", TOTALS)
+    assert ran.code == 2
+    assert "topic orders was deleted and made again" in ran.told
+    made_by_an_older_version(tmp_path / ".headrace" / "log" / "topics" / "orders" / "topic.json")
     ran = deploy("plan", TOTALS)
     assert ran.code == 1
     assert "it is not the topic that was read" in ran.told

@@ -13,6 +13,7 @@ from headrace.runtime.bounds import Bounds
 from headrace.runtime.lifecycle import Phase
 from headrace.runtime.parts import Blame
 from headrace.runtime.worker import Worker
+from tests.e2e.harness import wait_for
 from tests.runtime.workers import Place, counting, rows
 
 
@@ -67,6 +68,26 @@ def test_a_worker_that_was_taken_for_dead_drops_everything_and_joins_again(place
     place.run(worker, until=lambda: committed(place) == 131)
     assert place.counted() == dict.fromkeys(range(0, 130, 10), 10)
     drain(place, worker)
+
+
+def test_a_task_that_goes_to_another_while_its_state_is_restored_is_dropped(place: Place) -> None:
+    """The worker may learn of it as it commits where the last owner had come to, before it asks the group."""
+    place.put(0, rows(0, 95))
+    first = place.worker("a")
+    place.run(first, until=lambda: committed(place) == 95)
+    drain(place, first)
+    second = place.worker("b")
+    second.turn()
+    restored = second.slots()
+    wait_for(lambda: all(slot.job is not None and slot.job.done() for slot in restored))
+    place.log.group("counting").join("b", {}, lambda *_: {}, session_timeout_ms=1000).leave()
+    second.turn()
+    assert [slot for slot in second.slots() if slot.manifest is not None and slot.manifest.positions] == []
+    place.run(second, until=lambda: running(second, 2) and second.slots()[0] not in restored)
+    place.put(0, rows(95, 131))
+    place.run(second, until=lambda: committed(place) == 131)
+    assert place.counted() == dict.fromkeys(range(0, 130, 10), 10)
+    drain(place, second)
 
 
 def failing(row: dict[str, int]) -> bool:

@@ -316,7 +316,7 @@ BREAKAGES: dict[str, Breakage] = {
     "a manifest vanishes": Breakage(jobs_after_drop, "stateless", frozenset({"checkpoints stay"})),
     "an upload is forgotten": Breakage(upload_forgotten, "sessions", frozenset()),
     "readers see what the power may take": Breakage(
-        inputs_not_durable, "windows", frozenset(), Faults(power=3), tardy=0.0
+        inputs_not_durable, "running", frozenset(), Faults(power=3), tardy=0.0
     ),
     "a claim loses files": Breakage(
         files_lost_by_a_claim, "sessions", frozenset({"restores find their files"}), Faults(rot=4, crashes=3)

@@ -17,7 +17,7 @@ from functools import partial
 
 import msgpack
 
-from headrace.errors import FatalError, FencedError, RetriableError
+from headrace.errors import FatalError, RetriableError
 from headrace.log.api import TransactionalLog, Writer
 from headrace.record import TopicPartition
 from headrace.runtime.outbox import Row
@@ -95,35 +95,30 @@ def depart(
     return writer
 
 
-def transact(slot: Slot, parts: Parts) -> bool:
+def transact(slot: Slot, parts: Parts) -> None:
     """Let what departs from a task go on its way; take note of what has arrived.
 
     The writer of a new owner is opened at once, also if he has nothing to send: as long as a transaction of the last
     one is open, readers of what is committed get nothing that lies behind it.
 
-    Returns:
-        False if somebody else has opened the writer: the task must be dropped.
-
     Raises:
+        FencedError: somebody else has opened the writer; the task must be dropped.
         HeadraceError: the log refuses it.
     """
     if slot.task is None or not slot.task.outbox.transacted:
-        return True
+        return
     outbox, now_ms = slot.task.outbox, parts.clock.monotonic_ms()
     if slot.transaction is not None:
         if not slot.transaction.done():
-            return True
+            return
         job, slot.transaction = slot.transaction, None
         try:
             slot.writer = job.result()
-        except FencedError as error:
-            _log.warning("task %s was dropped: %s", slot.id, error)
-            return False
         except RetriableError as error:
             if not slot.transaction_retry_ms:
                 _log.warning("task %s: its outputs wait: %s", slot.id, error)
             slot.writer, slot.transaction_retry_ms = None, now_ms + _RETRY_MS
-            return True
+            return
         slot.transaction_retry_ms = 0
         outbox.departed(slot.transaction_rows)
     if now_ms >= slot.transaction_retry_ms and (slot.writer is None or outbox.departing):
@@ -132,7 +127,6 @@ def transact(slot: Slot, parts: Parts) -> bool:
         name = f"headrace-{parts.group.name}-{slot.id}"
         notes = TopicPartition(notes_topic(parts.group.name, slot.sub), slot.id.partition)
         slot.transaction = parts.jobs.submit(partial(depart, parts.log, name, notes, slot.writer, outbox.life, rows))
-    return True
 
 
 def _pieces(rows: Sequence[Row]) -> Iterator[list[Row]]:

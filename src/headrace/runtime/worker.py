@@ -273,17 +273,12 @@ class Worker:
         for slot in list(self._slots.values()):
             if slot.job is not None and slot.job.done():
                 job, slot.job = slot.job, None
-                self._current = slot.id
-                try:
-                    result = job.result()
-                except FencedError as error:
-                    _log.warning("task %s was dropped: %s", slot.id, error)
-                    self._drop(slot)
-                    continue
-                except RetriableError as error:
-                    self._job_failed(slot, error)
-                    continue
                 with self._working_on(slot):
+                    try:
+                        result = job.result()
+                    except RetriableError as error:
+                        self._job_failed(slot, error)
+                        continue
                     if isinstance(result, Restored):
                         self._restored(slot, result)
                     elif isinstance(result, Saved):
@@ -399,9 +394,8 @@ class Worker:
         worked = False
         for slot in sorted(self._slots.values(), key=lambda s: -s.sub.level):
             with self._working_on(slot):
-                if not transact(slot, self._parts):
-                    self._drop(slot)
-                elif slot.unsent:
+                transact(slot, self._parts)
+                if slot.unsent:
                     self._send(slot, [])
                 elif slot.parked:
                     worked |= self._resume(slot)
@@ -415,6 +409,9 @@ class Worker:
         self._current = slot.id
         try:
             yield
+        except FencedError as error:
+            _log.warning("task %s was dropped: %s", slot.id, error)
+            self._drop(slot)
         except (RetriableError, CorruptError) as error:
             self._begin_again(slot, error)
 
