@@ -15,6 +15,7 @@ from headrace.checkpoint.checkpoints import Checkpoints
 from headrace.errors import NotFoundError, RetriableError
 from headrace.testing import Faults, Simulation, SimulationResult, Simulator, assert_simulates, simulate
 from headrace.testing.simulation.faults import OPERATIONS
+from tests.simulation import many
 from tests.simulation.breakages import sequences_forgotten
 from tests.simulation.topologies import BY_NAME, CASES, Case, events, simulator_of
 
@@ -234,3 +235,9 @@ def test_statistics_add_up() -> None:
     assert total.records == 120
     assert total.checkpoints > 0
     assert total.virtual_ms > 10_000
+
+
+@pytest.mark.parametrize(("topology", "seed"), [("timed", 149)])
+def test_seeds_that_found_something(topology: str, seed: int) -> None:
+    result = many.simulator(topology).run(seed)
+    assert result.ok, result.violations[0]

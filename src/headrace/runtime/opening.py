@@ -45,5 +45,7 @@ def open_task(parts: Parts, slot: Slot, restored: Restored, *, cache_bytes: int)
     except BaseException:
         store.close()
         raise
+    # It may be further than was told: what had not left when it was told so need not be in the store.
+    task.saved_end = int(manifest.info.get("finished", -1))
     slot.open(parts.log, task, store, placement_of(parts.plan, slot.sub, slot.id, parts.log.hash_key))
     leave_out(slot, firsts)

@@ -111,7 +111,8 @@ class Task:
         """Kept for edges that are not there at present, too: what they wrote was seen downstream."""
         self._chain.restore(self._sequences, checkpoint)
         self._end: int = meta.get("end", -1)
-        self._saved_end = self.left_end
+        self.saved_end = self.left_end
+        """The ``left_end`` that its last checkpoint tells others of."""
         self._at_rest = self._end >= 0
         """True from the end of a bounded input to the next record."""
         self._closing: _Closing | None = None
@@ -185,7 +186,7 @@ class Task:
     @property
     def has_news(self) -> bool:
         """Return whether a checkpoint would say something new, or let something leave."""
-        return self.changed or self.outbox.has_news or self.left_end != self._saved_end
+        return self.changed or self.outbox.has_news or self.left_end != self.saved_end
 
     def take_tally(self) -> Tally:
         """Return what happened since the last call."""
@@ -350,7 +351,7 @@ class Task:
         self.budget.flush(batch)
         self._store.write(batch)
         self.changed = False
-        self._saved_end = self.left_end
+        self.saved_end = self.left_end
 
     def saved(self) -> list[Append]:
         """Learn that the checkpoint of the last flush counts, or that which the task was made from.

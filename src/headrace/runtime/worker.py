@@ -339,7 +339,7 @@ class Worker:
         open_task(parts, slot, restored, cache_bytes=cache_bytes)
         assert slot.task is not None
         slot.checkpointed_ms = slot.saved_ms = parts.clock.monotonic_ms()
-        slot.saved_end = slot.task.left_end
+        slot.saved_end = slot.task.saved_end
         slot.local = True
         slot.move(Phase.RUNNING)
         if restored.manifest.positions:
