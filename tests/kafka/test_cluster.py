@@ -98,6 +98,7 @@ def test_a_partition_that_nobody_leads_for_long(cluster, monkeypatch):
     monkeypatch.setattr(sending, "_ANSWER_MS", 1000)
     cluster.create("payments", 1, replication=1)
     with closing(opened(cluster.near)) as log:
+        wait_for(lambda: "payments" in log.topics())  # the broker that is asked may learn of it a little later
         log.append(PARTS[0], make_batch([b"a"]))
         (victim,) = leaders(log)[:1]
         cluster.brokers[victim].kill()
