@@ -92,3 +92,15 @@ def test_ctrl_c_is_quiet(log):
     )
     ran = subprocess.run([sys.executable, "-c", code, "consume", "p"], capture_output=True, text=True, check=False)
     assert (ran.returncode, ran.stdout, ran.stderr) == (128 + signal.SIGINT, "", "")
+
+
+def test_a_crash_of_native_code_says_where(tmp_path):
+    (tmp_path / "crashing.py").write_text("import ctypes\n\n\ndef crash():\n    ctypes.string_at(0)\n\n\ncrash()\n")
+    code = "from headrace.cli.main import main\nmain()\n"
+    ran = subprocess.run(
+        [sys.executable, "-c", code, "describe", "crashing"],
+        capture_output=True, text=True, check=False, cwd=tmp_path, timeout=60,
+    )  # fmt: skip
+    assert ran.returncode == -signal.SIGSEGV
+    assert "Segmentation fault" in ran.stderr
+    assert 'crashing.py", line 5 in crash' in ran.stderr

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import faulthandler
+import os
 import sys
+from contextlib import suppress
 from typing import Annotated, Any
 
 import typer
@@ -111,6 +114,10 @@ app = _build()
 
 def main() -> None:
     """Run the command line."""
+    # If native code crashes, the stack at least says where; also in workers, which are processes of their own.
+    os.environ.setdefault("PYTHONFAULTHANDLER", "1")
+    with suppress(OSError, ValueError, AttributeError, RuntimeError):  # there is no such standard error
+        faulthandler.enable()
     try:
         app()
     except KeyboardInterrupt:
