@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -39,11 +40,12 @@ def running(worker: Worker) -> list[str]:
 
 def copied(place: Place, name: str) -> dict[str, set[str]]:
     """Return the files of the copies that a worker keeps."""
-    found = (place.folder / name / "counting" / "standby" / name).glob("*/*")
     units: dict[str, set[str]] = {}
-    for path in found:
-        if not path.parent.name.endswith(".arriving"):
-            units.setdefault(path.parent.name, set()).add(path.name)
+    # Folders come and go meanwhile, those of files that arrive above all.
+    with suppress(FileNotFoundError):
+        for copy in (place.folder / name / "counting" / "standby" / name).iterdir():
+            if "." not in copy.name and (files := {path.name for path in copy.iterdir()}):
+                units[copy.name] = files
     return units
 
 
@@ -153,6 +155,33 @@ def test_a_copy_whose_checkpoint_vanishes_takes_the_next_one(place: Place, caplo
     shutil.copytree(hidden, files, dirs_exist_ok=True)
     place.run(first, second, until=lambda: len(running(first)) == len(running(second)) == 1)
     assert not first.done
+    drain(place, first, second)
+
+
+def test_a_copy_that_broke_off_goes_on_with_a_file_that_it_has_linked(
+    place: Place, caplog: pytest.LogCaptureFixture
+) -> None:
+    patient = {"checkpoint_interval_ms": 1_000_000, "handoff_timeout_ms": 10_000_000}
+    # Both workers are on one machine, so what is there and what has arrived are two names of one file.
+    place.put(0, rows(0, 95))
+    place.put(1, rows(0, 95))
+    first = place.worker("a", **patient)
+    place.run(first, until=lambda: len(running(first)) == 2 and first.totals.records_in["in"] == 190)
+    drain(place, first)
+    first = place.worker("a", **patient)
+    place.run(first, until=lambda: len(running(first)) == 2)
+    # Of each task the file is away that is fetched last.
+    away = {}
+    for manifest in filter(None, map(place.checkpoints.newest, place.checkpoints.tasks())):
+        last = place.folder / "checkpoints" / manifest.files[-1].object
+        assert not manifest.files[-1].name.endswith(".sst")
+        away[last] = last.rename(place.folder / manifest.task)
+    assert len(away) == 2
+    second = place.worker("b", **patient)
+    place.run(first, second, until=lambda: "stays behind" in caplog.text)
+    for last, hidden in away.items():
+        hidden.rename(last)
+    place.run(first, second, until=lambda: len(running(first)) == len(running(second)) == 1)
     drain(place, first, second)
 
 

@@ -199,6 +199,8 @@ class Following:
         arriving = directory.with_name(directory.name + ".arriving")
         self._checkpoints.restore(dataclasses.replace(manifest, files=(ref,)), arriving, reuse)
         (arriving / ref.name).replace(directory / ref.name)
+        # Where both were names of one file already, renaming does nothing, says POSIX.
+        (arriving / ref.name).unlink(missing_ok=True)
         arriving.rmdir()
 
 
