@@ -475,12 +475,12 @@ def _overdue(failure: HeadraceError | None, settings: Settings, report: Report |
         "the records since the one before will be processed again",
         remedy="Nothing is lost. Unless it says above that checkpoints failed, raise HEADRACE_DRAIN_TIMEOUT",
     )
-    if report is not None:
-        report.end(error)
+    if report is None:
+        _stuck(error)
     else:
-        _log.error("%s", "\n".join([*getattr(error, "__notes__", []), f"error: {error}"]))
-    logging.shutdown()
-    os._exit(1)
+        report.end(error)
+        logging.shutdown()
+        os._exit(1)
 
 
 def _stuck(error: HeadraceError) -> None:

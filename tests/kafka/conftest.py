@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +12,7 @@ from tests.kafka.broker import REMEDY, NoBroker, broker, has_java
 from tests.kafka.clean import wipe
 from tests.kafka.cluster import Cluster
 from tests.kafka.secured import SecureBroker
+from tests.kafka.site import KafkaSite
 
 
 @pytest.fixture(scope="session")
@@ -27,6 +29,13 @@ def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield address
     finally:
         opened.__exit__(None, None, None)
+
+
+@pytest.fixture
+def site(tmp_path: Path, kafka: str) -> KafkaSite:
+    """Return a folder and the broker, both empty."""
+    wipe(kafka)
+    return KafkaSite(tmp_path, kafka)
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ from bench.kafka import restart, throughput
 from headrace.clock import SystemClock
 from headrace.log.kafka.log import KafkaLog
 from tests.kafka.clean import wipe
-from tests.kafka.test_card_spend import KafkaSite
+from tests.kafka.site import KafkaSite
 
 
 def test_the_throughput_of_a_worker(tmp_path, kafka) -> None:

@@ -6,56 +6,17 @@ import os
 import random
 import signal
 import subprocess
-from collections.abc import Mapping
 from contextlib import closing
-from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import pytest
 
-from headrace.clock import SystemClock
 from headrace.demo.payments import Payments
 from headrace.log.api import Log
-from headrace.log.kafka.log import KafkaLog
-from headrace.record import Record, TopicPartition
-from headrace.testing.conformance.log_support import read_all
-from tests.e2e.harness import Site, _decoded, expected, fill, kill_all, results, wait_for, workers_of
-from tests.kafka.clean import wipe
+from tests.e2e.harness import expected, fill, kill_all, results, wait_for, workers_of
+from tests.kafka.site import KafkaSite
 
 PAYMENTS = Payments(count=10_000, customers=1_000, duplicate_share=0.02, late_share=0.01)
-
-
-@dataclass(frozen=True)
-class KafkaSite(Site):
-    """A folder and a broker."""
-
-    address: str
-
-    def environment(self, **more: str) -> Mapping[str, str]:
-        return super().environment(HEADRACE_LOG=f"kafka://{self.address}", **more)
-
-    def open(self):
-        return KafkaLog(f"kafka://{self.address}", clock=SystemClock())
-
-    def read(self, topic: str) -> list[Record]:
-        log = self.open()
-        records = []
-        for partition in range(log.topics()[topic].partitions if topic in log.topics() else 0):
-            place = TopicPartition(topic, partition)
-            reader = log.reader(place, log.start_offset(place))
-            for batch in read_all(reader, 100_000):
-                records += [] if batch.control else batch.records(topic, partition)
-            reader.close()
-        log.close()
-        return [_decoded(record) for record in records]
-
-
-@pytest.fixture
-def site(tmp_path: Path, kafka: str) -> KafkaSite:
-    """Return a site on an empty broker."""
-    wipe(kafka)
-    return KafkaSite(tmp_path, kafka)
 
 
 def test_results_are_what_sql_says(site: KafkaSite) -> None:

@@ -20,7 +20,8 @@ from headrace.record import TopicPartition
 from headrace.testing.conformance.log_support import assign_evenly, make_batch, read_all, values_of
 from tests.e2e.harness import expected, fill, kill_all, results, wait_for
 from tests.kafka.cluster import BROKERS, rack
-from tests.kafka.test_card_spend import KafkaSite, committed
+from tests.kafka.site import KafkaSite
+from tests.kafka.test_card_spend import committed
 
 PARTS = [TopicPartition("payments", number) for number in range(3)]
 PAYMENTS = Payments(count=8_000, customers=500, duplicate_share=0.02, late_share=0.01)

@@ -22,7 +22,7 @@ from headrace.testing.conformance.log_support import assign_evenly, make_batch, 
 from tests.e2e.harness import expected, fill, results, wait_for
 from tests.e2e.small import Telling, ask, free_port
 from tests.kafka.proxy import Proxy
-from tests.kafka.test_card_spend import KafkaSite
+from tests.kafka.site import KafkaSite
 from tests.kafka.test_cluster import leaders, opened
 
 PART = TopicPartition("payments", 0)

@@ -26,7 +26,7 @@ from tests.e2e.small import module
 from tests.kafka import foreign
 from tests.kafka.clean import wipe
 from tests.kafka.foreign import Row, java
-from tests.kafka.test_card_spend import KafkaSite
+from tests.kafka.site import KafkaSite
 
 PART = TopicPartition("payments", 0)
 NOW_MS = 1_700_000_000_000
@@ -48,12 +48,6 @@ def log(kafka: str) -> Iterator[KafkaLog]:
     log.create_topic("payments", 1)
     yield log
     log.close()
-
-
-@pytest.fixture
-def site(tmp_path, kafka: str) -> KafkaSite:
-    wipe(kafka)
-    return KafkaSite(tmp_path, kafka)
 
 
 def seen(log: KafkaLog, part: TopicPartition = PART):

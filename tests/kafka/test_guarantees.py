@@ -2,26 +2,17 @@
 
 from functools import partial
 
-import pytest
-
 from headrace.demo.payments import Payments
 from headrace.record import TopicPartition
 from tests.e2e import test_outbox as outbox
 from tests.e2e.harness import kill_all, results, wait_for
 from tests.e2e.test_rescale import put, windows
-from tests.kafka.clean import wipe
-from tests.kafka.test_card_spend import KafkaSite, committed
+from tests.kafka.test_card_spend import committed
 
 LIVELY = {
     "HEADRACE_CHECKPOINT_INTERVAL": "100ms", "HEADRACE_BATCH_RECORDS": "100",
     "HEADRACE_SESSION_TIMEOUT": "2s", "HEADRACE_HEARTBEAT_INTERVAL": "500ms",
 }  # fmt: skip
-
-
-@pytest.fixture
-def site(tmp_path, kafka):
-    wipe(kafka)
-    return KafkaSite(tmp_path, kafka)
 
 
 def test_every_record_counts_once_though_its_answer_is_another_each_time(site):

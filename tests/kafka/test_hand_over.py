@@ -9,7 +9,8 @@ from headrace.demo.payments import Payments
 from headrace.log.api import Log
 from tests.e2e.harness import expected, fill, kill_all, results, wait_for
 from tests.kafka.clean import wipe
-from tests.kafka.test_card_spend import KafkaSite, committed
+from tests.kafka.site import KafkaSite
+from tests.kafka.test_card_spend import committed
 
 PAYMENTS = Payments(count=20_000, customers=1_000, duplicate_share=0.02, late_share=0.01)
 SLOW = {"HEADRACE_CHECKPOINT_INTERVAL": "300ms", "HEADRACE_BATCH_RECORDS": "20"}

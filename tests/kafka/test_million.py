@@ -29,7 +29,7 @@ from tests.kafka import foreign
 from tests.kafka.broker import REMEDY, JavaBroker, has_java
 from tests.kafka.clean import wipe
 from tests.kafka.foreign import Feed, Row
-from tests.kafka.test_card_spend import KafkaSite
+from tests.kafka.site import KafkaSite
 
 ASKED = os.environ.get("HEADRACE_PROOF_PAYMENTS", "")
 COUNT = int(ASKED or 60_000)

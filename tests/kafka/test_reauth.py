@@ -20,7 +20,7 @@ from tests.e2e.harness import committed, expected, fill, kill_all, results, wait
 from tests.kafka.clean import wipe
 from tests.kafka.granting import granting, serving
 from tests.kafka.secured import LEAVER, LEAVER_PASSWORD, PASSWORD, SESSION_MS, USER
-from tests.kafka.test_card_spend import KafkaSite
+from tests.kafka.site import KafkaSite
 
 SESSIONS = 3
 """How many of them the tests last."""

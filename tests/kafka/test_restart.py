@@ -16,7 +16,7 @@ from headrace.record import TopicPartition
 from headrace.testing.conformance.log_support import assign_evenly, make_batch, read_all, until, values_of
 from tests.e2e.harness import expected, fill, kill_all, results, wait_for
 from tests.kafka.broker import REMEDY, JavaBroker, has_java
-from tests.kafka.test_card_spend import KafkaSite
+from tests.kafka.site import KafkaSite
 
 PART = TopicPartition("numbers", 0)
 PAYMENTS = Payments(count=6_000, customers=500, duplicate_share=0.02, late_share=0.01)

@@ -8,8 +8,8 @@ import pytest
 
 from headrace.record import TopicPartition
 from tests.e2e.small import found, module, rows, starting
-from tests.kafka.clean import alter, shorten, wipe
-from tests.kafka.test_card_spend import KafkaSite, committed
+from tests.kafka.clean import alter, shorten
+from tests.kafka.test_card_spend import committed
 from tests.kafka.test_topics_change import put
 
 SLOW = """
@@ -28,12 +28,6 @@ topology.stream("in").map(held).to("out")
 
 FILLER = [{"k": "k", "at": 1, "i": 110, "fill": "x" * 40_000}] * 200
 """More than a worker fetches ahead."""
-
-
-@pytest.fixture
-def site(tmp_path, kafka):
-    wipe(kafka)
-    return KafkaSite(tmp_path, kafka)
 
 
 @pytest.fixture

@@ -16,8 +16,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from urllib.error import URLError
 
-import pytest
-
 from headrace.clock import SystemClock
 from headrace.demo.payments import Payments
 from headrace.log.api import Log
@@ -27,8 +25,8 @@ from tests.e2e.harness import expected, results, wait_for
 from tests.e2e.small import Telling, counted, counts_of, found, free_port, module, put, rows
 from tests.e2e.test_metrics import scrape
 from tests.e2e.test_slow_steps import GATED
-from tests.kafka.clean import wipe
-from tests.kafka.test_card_spend import KafkaSite, committed
+from tests.kafka.site import KafkaSite
+from tests.kafka.test_card_spend import committed
 
 STRIKES = int(os.environ.get("HEADRACE_STORM", "6"))
 PER_STRIKE = 600
@@ -40,12 +38,6 @@ LIVELY = {
 PAYMENTS = Payments(
     count=2_000_000, customers=500, duration_ms=2_000_000 * 4, duplicate_share=0.02, late_share=0.01
 )  # more than any storm gets to see
-
-
-@pytest.fixture
-def site(tmp_path, kafka):
-    wipe(kafka)
-    return KafkaSite(tmp_path, kafka)
 
 
 @dataclass

@@ -13,7 +13,7 @@ from headrace.record import JoinedBytes, RecordBatch, TopicPartition
 from tests.e2e.harness import HEADRACE, ROOT
 from tests.e2e.small import found, module
 from tests.kafka.clean import alter, wipe
-from tests.kafka.test_card_spend import KafkaSite
+from tests.kafka.site import KafkaSite
 
 BLOWN_UP = """
 from headrace import Topology

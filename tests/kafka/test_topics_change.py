@@ -12,8 +12,8 @@ from headrace.cli.partitioning import TopicWriter
 from headrace.log.kafka.log import KafkaLog
 from headrace.record import TopicPartition
 from tests.e2e.small import found, module, rows, starting
-from tests.kafka.clean import alter, wipe
-from tests.kafka.test_card_spend import KafkaSite, committed
+from tests.kafka.clean import alter
+from tests.kafka.test_card_spend import committed
 
 TOTALS = """
 from headrace import Topology, agg
@@ -29,12 +29,6 @@ from headrace import Topology
 topology = Topology("job")
 topology.stream("in").map(lambda r: {"k": r["k"], "n": r["i"]}).to("out")
 """
-
-
-@pytest.fixture
-def site(tmp_path, kafka):
-    wipe(kafka)
-    return KafkaSite(tmp_path, kafka)
 
 
 @pytest.fixture

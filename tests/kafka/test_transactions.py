@@ -17,8 +17,7 @@ from tests.e2e import test_outbox as outbox
 from tests.e2e.harness import kill_all, wait_for, workers_of
 from tests.kafka import foreign
 from tests.kafka.broker import REMEDY, JavaBroker, has_java
-from tests.kafka.clean import wipe
-from tests.kafka.test_card_spend import KafkaSite
+from tests.kafka.site import KafkaSite
 
 OUT, NOTES = TopicPartition("out", 0), TopicPartition("notes", 0)
 NAME = "headrace-test-task-0"
@@ -28,12 +27,6 @@ LIVELY = {
     "HEADRACE_SESSION_TIMEOUT": "2s", "HEADRACE_HEARTBEAT_INTERVAL": "500ms",
 }  # fmt: skip
 COUNT = 600
-
-
-@pytest.fixture
-def site(tmp_path, kafka):
-    wipe(kafka)
-    return KafkaSite(tmp_path, kafka)
 
 
 @pytest.fixture
