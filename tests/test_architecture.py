@@ -140,6 +140,17 @@ def test_importing_a_module_does_nothing(path: Path) -> None:
     assert not calls, f"{name_of(path)} runs {calls} when it is imported"
 
 
+@each([path for layer in ("checkpoint", "log", "runtime") for path in (SOURCE / layer).rglob("*.py")])
+def test_what_threads_decode_is_known_before(path: Path) -> None:
+    """See ``serde.converting``."""
+    tree = tree_of(path)
+    plain = {ast.unparse(node.targets[0]) for node in tree.body if isinstance(node, ast.Assign)}
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    decodes = [call for call in calls if re.match(r"msgspec\.(\w+\.)?(convert|decode)$", ast.unparse(call.func))]
+    kinds = {ast.unparse(kind) for call in decodes for kind in [*call.args[1:], *(k.value for k in call.keywords)]}
+    assert kinds <= plain, f"{name_of(path)} decodes {kinds - plain}: use a decoder or converter that it makes at once"
+
+
 @each(TEXTS)
 def test_nothing_names_the_place_where_it_was_made(path: Path) -> None:
     text = path.read_text(encoding="utf-8")

@@ -62,7 +62,7 @@ class ContainerCredentials:
         if status != 200:
             raise SettingsError(f"the container's credentials are refused: status {status}", remedy=_REMEDY)
         try:
-            found = msgspec.json.decode(body, type=_Served)
+            found = _served.decode(body)
         except msgspec.MsgspecError as error:
             raise RetriableError("the container's credentials cannot be read", remedy=_REMEDY) from error
         return {
@@ -90,6 +90,9 @@ class _Served(msgspec.Struct):
     SecretAccessKey: str
     Token: str | None = None
     Expiration: datetime | None = None
+
+
+_served = msgspec.json.Decoder(_Served)  # made at once, as threads decode: see ``serde.converting``
 
 
 def _is_near(host: str) -> bool:

@@ -159,9 +159,9 @@ def decode(data: bytes, path: str) -> Manifest:
     if match is None or google_crc32c.value(match[2]) != int(match[1], 16):
         raise CorruptError(f"the manifest {path} is damaged")
     try:
-        version = msgspec.json.decode(match[2], type=_Versioned).version
+        version = _versioned.decode(match[2]).version
         if version == VERSION:
-            return msgspec.json.decode(match[2], type=Manifest)
+            return _manifest.decode(match[2])
     except msgspec.MsgspecError as error:
         raise CorruptError(f"the manifest {path} makes no sense: {error}") from error
     raise FatalError(
@@ -173,3 +173,8 @@ def decode(data: bytes, path: str) -> Manifest:
 @dataclass(frozen=True, slots=True)
 class _Versioned:
     version: int
+
+
+# Made at once, as threads decode: see ``serde.converting``.
+_versioned = msgspec.json.Decoder(_Versioned)
+_manifest = msgspec.json.Decoder(Manifest)

@@ -8,6 +8,7 @@ import msgpack
 import msgspec
 
 from headrace.errors import FatalError, InvalidError
+from headrace.serde.converting import converter
 from headrace.state.decoding import unreadable
 from headrace.state.keys import STORE_ID_LIMIT, store_prefix
 from headrace.topology.plan import TaskId
@@ -41,6 +42,9 @@ class _Meta(TypedDict):
     inputs: NotRequired[dict[str, tuple[_Position, _Time, dict[str, int]]]]
 
 
+_checked = converter(_Meta)
+
+
 def read_meta(data: bytes | None, task: TaskId) -> dict[str, Any]:
     """Return what a task kept, or an empty dict if it never kept anything.
 
@@ -65,7 +69,7 @@ def read_meta(data: bytes | None, task: TaskId) -> dict[str, Any]:
             remedy="Run the newer version of headrace that wrote it",
         )
     try:
-        msgspec.convert(meta, _Meta)
+        _checked(meta)
     except (msgspec.ValidationError, RecursionError) as error:
         raise unreadable(part, str(error)) from error
     stores = meta.get("stores", {})

@@ -24,10 +24,12 @@ from headrace.log.embedded.files import (
 from headrace.log.embedded.marks import EMPTY, encode_end
 from headrace.log.embedded.segment import EndFile, Place
 from headrace.log.names import check_growth, check_new_topic, check_same_partitions, is_topic_name, no_such_topic
+from headrace.serde.converting import converter
 
 FORMAT_VERSION = 1
 _TOPIC_VERSION = 1
 _FORMAT_FILE = "headrace-log.json"
+_config = converter(TopicConfig)
 _Partitions = Annotated[int, msgspec.Meta(ge=1)]
 
 
@@ -71,7 +73,7 @@ class TopicDirectory:
             return None
         path = self._topics / name / "topic.json"
         try:
-            config = msgspec.convert(dataclasses.asdict(TopicConfig(**content["config"])), TopicConfig)
+            config = _config(dataclasses.asdict(TopicConfig(**content["config"])))
             return TopicInfo(name, msgspec.convert(content["partitions"], _Partitions), config)
         except (KeyError, TypeError, ValueError) as error:
             raise CorruptError(f"the file {path} is damaged", remedy="Restore it, or delete the topic") from error
