@@ -10,7 +10,7 @@ import pytest
 
 from headrace.clock import SystemClock
 from headrace.demo.payments import Payments
-from headrace.errors import SettingsError
+from headrace.errors import RetriableError, SettingsError
 from headrace.log.kafka import replicas, sending
 from headrace.log.kafka.coordinator import coordinator
 from headrace.log.kafka.log import KafkaLog
@@ -19,6 +19,7 @@ from headrace.log.kafka.options import KafkaOptions
 from headrace.record import TopicPartition
 from headrace.testing.conformance.log_support import assign_evenly, make_batch, read_all, values_of
 from tests.e2e.harness import expected, fill, kill_all, results, wait_for
+from tests.kafka.clean import alter
 from tests.kafka.cluster import BROKERS, rack
 from tests.kafka.site import KafkaSite
 from tests.kafka.test_card_spend import committed
@@ -105,10 +106,39 @@ def test_a_partition_that_nobody_leads_for_long(cluster, monkeypatch):
         cluster.brokers[victim].kill()
         log.send(PARTS[0], make_batch([b"b"]))
         wait_for(lambda: leaders(log)[0] is None)  # which the others notice after two seconds
+        with monkeypatch.context() as now:
+            now.setattr(sending, "_FLUSH_S", 0)
+            with pytest.raises(RetriableError, match="within 0 s: payments/0 has no leader"):
+                log.flush()
         cluster.start()
         log.flush()
         with closing(log.reader(PARTS[0], 0)) as reader:
             assert values_of(read_all(reader)) == [b"a", b"b"]
+
+
+def test_records_wait_until_enough_replicas_are_in_sync(cluster, monkeypatch):
+    with closing(opened(cluster.near)) as log:
+        log.create_topic("payments", 1)
+        alter(cluster.near, "payments", "min.insync.replicas", len(BROKERS))
+        log.append(PARTS[0], make_batch([b"a"]))
+        (leader,) = leaders(log)[:1]
+        victim = next(node for node in BROKERS if node != leader)
+        cluster.brokers[victim].kill()
+
+        def refused():
+            log.send(PARTS[0], make_batch([b"b"]))
+            with monkeypatch.context() as now:
+                now.setattr(sending, "_FLUSH_S", 0.2)
+                try:
+                    log.flush()
+                except RetriableError as error:
+                    return "payments/0 has 2 of 3 replicas in sync, and must have 3 (min.insync.replicas)" in str(error)
+            return False
+
+        wait_for(refused)
+        cluster.start()
+        log.flush()
+        log.append(PARTS[0], make_batch([b"c"]))
 
 
 def test_a_worker_outlives_a_leader(cluster, tmp_path):

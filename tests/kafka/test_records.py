@@ -178,6 +178,12 @@ def test_brokers_that_take_less_than_they_said(kafka, log):
         log.flush()
 
 
+def test_records_without_keys_where_brokers_keep_the_newest_of_each(kafka, log):
+    alter(kafka, "payments", "cleanup.policy", "compact")
+    with pytest.raises(FatalError, match=r"payments/0: 2 of them have no key, and topic payments keeps.*key_by"):
+        log.append(PART, make_batch([b"a", b"b", b"c"], keys=[b"k", None, None]))
+
+
 def test_large_records_of_two_partitions_come_in_turns(kafka, log):
     """Each is larger than what is asked for at once, so that an answer holds one of them."""
     log.create_topic("wide", 2)

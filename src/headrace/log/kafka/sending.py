@@ -14,23 +14,17 @@ from collections import deque
 from concurrent.futures import Future
 from concurrent.futures import wait as wait_for_all
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 from typing import Any
 
 from aiokafka import AIOKafkaProducer
-from aiokafka.errors import (
-    InvalidTimestampError,
-    KafkaError,
-    MessageSizeTooLargeError,
-    TopicAuthorizationFailedError,
-)
-from aiokafka.record.memory_records import MemoryRecords
+from aiokafka.errors import KafkaError
 
-from headrace.errors import FatalError, HeadraceError, InvalidError, NotFoundError, RetriableError
+from headrace.errors import FatalError, HeadraceError, NotFoundError, RetriableError
 from headrace.log.kafka.codec import is_described, rows, size_bytes
 from headrace.log.kafka.connection import Connection
 from headrace.log.kafka.sessions import keep_sessions
 from headrace.log.kafka.topics import Topics
+from headrace.log.kafka.unsent import refusal, what_waits
 from headrace.log.limits import too_large
 from headrace.log.slices import BatchPieces
 from headrace.record import RecordBatch, TopicPartition
@@ -181,10 +175,15 @@ class Sender:
             if self._failure is not None:
                 raise self._failure
         if waiting:
-            for partition in list(self._under_way):
+            late = list(self._under_way)
+            for partition in late:
                 self._topics.forget(partition.topic)
                 self._connection.call(self._topics.check(partition))
-            raise RetriableError(f"the brokers did not acknowledge what was sent within {_FLUSH_S} s")
+            why = self._connection.call(what_waits(self._connection, self._topics, late))
+            raise RetriableError(
+                f"the brokers did not acknowledge what was sent within {_FLUSH_S} s{why and ': '}{why}",
+                remedy="Look at the brokers; it stays sent, and goes on when they take it",
+            )
 
     def _wait_for_room(self) -> None:
         if self._waiting_bytes > _WAITING_BYTES:
@@ -215,7 +214,9 @@ class Sender:
                 future = await self._producer.send_batch(parcel.builder, partition.topic, partition=partition.partition)
                 offset = await self._acknowledged(partition, future)
             except (KafkaError, AssertionError, NotFoundError) as error:
-                self._failed(partition, parcel, error)
+                batch = bytes(parcel.builder._build())
+                told = await refusal(self._connection, self._topics, partition, batch, parcel.size, error)
+                self._failed(partition, parcel, told)
                 return
             with self._changed:
                 del self._under_way[partition]
@@ -252,26 +253,8 @@ class Sender:
                 look.result()
         return int((await future).offset)
 
-    def _failed(self, partition: TopicPartition, parcel: _Parcel, error: Exception) -> None:
-        """Give up what waits for a partition; the library has tried again for as long as that made sense."""
-        if isinstance(error, MessageSizeTooLargeError):
-            told: HeadraceError = InvalidError(
-                f"the brokers refuse records for {partition}, as they are too large: {parcel.count} of at most "
-                f"{parcel.size} bytes together",
-                remedy="Raise max.message.bytes of the topic",
-            )
-        elif isinstance(error, InvalidTimestampError):
-            told = _bad_time(partition, parcel)
-        elif isinstance(error, NotFoundError):
-            told = error
-        elif isinstance(error, AssertionError) or not self._topics.knows(partition):
-            told = NotFoundError(f"topic {partition.topic} has no partition {partition.partition}")
-        else:
-            if isinstance(error, TopicAuthorizationFailedError):
-                error = TopicAuthorizationFailedError(f"Write on topic {partition.topic!r}")
-            cause = self._connection.translated(error, str(partition))
-            # What cannot be sent is lost, even if another try might pass: tasks must go back to their checkpoints.
-            told = FatalError(cause.message) if isinstance(cause, RetriableError) else cause
+    def _failed(self, partition: TopicPartition, parcel: _Parcel, told: HeadraceError) -> None:
+        """Give up what waits for a partition."""
         with self._changed:
             lost = [parcel, *self._queues.pop(partition, ())]
             self._under_way.pop(partition, None)
@@ -284,16 +267,6 @@ class Sender:
         with self._changed:
             self._failure = self._failure or error
             self._changed.notify_all()
-
-
-def _bad_time(partition: TopicPartition, parcel: _Parcel) -> FatalError:
-    times = [record.timestamp for record in MemoryRecords(bytes(parcel.builder._build())).next_batch()]
-    first, last = (datetime.fromtimestamp(time / 1000, UTC).isoformat() for time in (min(times), max(times)))
-    return FatalError(
-        f"the brokers refuse the time of records for {partition}: they are of {first} to {last}",
-        remedy="Set message.timestamp.before.max.ms and message.timestamp.after.max.ms of the topic (before Kafka 3.6: "
-        "message.timestamp.difference.max.ms) to 9223372036854775807, and start again: nothing is lost",
-    )
 
 
 def _shifted(sent: Future[int], by: int) -> Future[int]:

@@ -45,6 +45,7 @@ _GONE_S = 1.0
 _FAR_FUTURE = "message.timestamp.after.max.ms"
 _LARGEST = "max.message.bytes"
 _TIME = "message.timestamp.type"
+_IN_SYNC = "min.insync.replicas"
 _USUAL_LARGEST_BYTES = 1_048_588
 """What brokers take unless they are told otherwise."""
 _OWN_LARGEST_BYTES = 8 * 1024 * 1024
@@ -125,6 +126,15 @@ class Topics:
         """Ask for the size of the largest batch that a topic takes."""
         await self._configs([topic])
         return self._largest[topic]
+
+    async def is_compacted(self, topic: str) -> bool:
+        """Ask whether a topic keeps the newest record of each key."""
+        return from_kafka((await self._configs([topic]))[topic]).compact
+
+    async def least_in_sync(self, topics: list[str]) -> dict[str, int]:
+        """Ask how many replicas of topics must be in sync to take records; those that tell are in it."""
+        configs = await self._configs(topics)
+        return {topic: int(found[_IN_SYNC]) for topic, found in configs.items() if _IN_SYNC in found}
 
     def knows(self, partition: TopicPartition) -> bool:
         """Return whether the partition exists, as far as is known without asking."""
@@ -262,7 +272,7 @@ class Topics:
         """Return the settings of topics; whoever may not look at them gets what is usual, which is none here."""
         if not names:
             return {}
-        wanted = [*to_kafka(TopicConfig()), _LARGEST, _TIME]
+        wanted = [*to_kafka(TopicConfig()), _LARGEST, _TIME, _IN_SYNC]
         request = DescribeConfigsRequest([(_TOPIC, name, wanted) for name in names])
         found: dict[str, dict[str, str]] = {name: {} for name in names}
         for code, _, _, name, entries in (await self._connection.send_any(request)).resources:
