@@ -71,7 +71,8 @@ class Settings:
     state_dir: str = "./.headrace/state"
     """Where the stores of running tasks live; it may be lost at any time."""
     group: str = ""
-    """The consumer group; the topology's name if empty."""
+    """The consumer group; the topology's name if empty. Two groups that run at once on one log need topologies of two
+    names where these repartition: what lies in between is the topology's, and its group deletes what it has read."""
     workers: int = 1
     """Processes that share the work on this machine."""
     metrics_host: str = "127.0.0.1"

@@ -95,7 +95,8 @@ def _may_leave_out(task: str, place: Place, lost_records: str, *, internal: bool
     if internal:
         raise FatalError(
             f"{told} that only this topology reads, and that are kept for its last two checkpoints",
-            remedy="Use a newer checkpoint, or begin anew with other checkpoints and another group (--group)",
+            remedy="Use a newer checkpoint, or begin anew with other checkpoints and another group (--group). If two "
+            "groups run this topology on one log, each deletes what it has read: give the topology of one another name",
         )
     if lost_records != "skip":
         raise FatalError(
