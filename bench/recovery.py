@@ -25,7 +25,7 @@ from headrace.checkpoint.checkpoints import Checkpoints
 from headrace.checkpoint.manifest import Manifest
 from headrace.checkpoint.store import open_objects
 from headrace.log.api import Lease
-from headrace.runtime.recovery import restore
+from headrace.runtime.workers.recovery import restore
 from headrace.settings import size_bytes
 from headrace.state.api import WriteBatch
 from headrace.state.rocksdb import RocksStores

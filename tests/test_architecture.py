@@ -23,9 +23,7 @@ FUNCTION_LINES = 70
 VAGUE = {"utils", "util", "common", "helpers", "misc", "manager"}
 
 LOGIC = [
-    "operators", "topology", "dsl", "record.py", "errors.py", "checkpoint/decide.py", "runtime/task.py",
-    "runtime/watermarks.py", "runtime/ingest.py", "runtime/edges.py", "runtime/executor.py", "runtime/failures.py",
-    "runtime/parking.py",
+    "operators", "topology", "dsl", "record.py", "errors.py", "checkpoint/decide.py", "runtime/tasks",
 ]  # fmt: skip
 """What computes and has no effects."""
 

@@ -27,18 +27,18 @@ from headrace.log.api import Layout, Log
 from headrace.log.opening import open_log
 from headrace.metrics import Metrics
 from headrace.record import TopicPartition
-from headrace.runtime.bounds import Bounds
-from headrace.runtime.calls import AsyncCalls
-from headrace.runtime.changing import check_change, find_change, retire
-from headrace.runtime.host import Host
-from headrace.runtime.http import Check, StatusServer
-from headrace.runtime.parts import Parts
+from headrace.runtime.hosts.host import Host
+from headrace.runtime.hosts.http import Check, StatusServer
+from headrace.runtime.hosts.status import RunStatus, WorkerStatus, combined, explain
+from headrace.runtime.hosts.supervisor import Report, supervise
+from headrace.runtime.hosts.watching import TopicWatch
 from headrace.runtime.rescale import Site
-from headrace.runtime.status import RunStatus, WorkerStatus, combined, explain
-from headrace.runtime.supervisor import Report, supervise
-from headrace.runtime.topics import create_topics, used_topics, warn_of_retention
-from headrace.runtime.watching import TopicWatch
-from headrace.runtime.worker import Worker
+from headrace.runtime.workers.bounds import Bounds
+from headrace.runtime.workers.calls import AsyncCalls
+from headrace.runtime.workers.changing import check_change, find_change, retire
+from headrace.runtime.workers.parts import Parts
+from headrace.runtime.workers.topics import create_topics, used_topics, warn_of_retention
+from headrace.runtime.workers.worker import Worker
 from headrace.settings import Settings
 from headrace.topology.graph import Graph, Source
 from headrace.topology.plan import Plan, plan, source_topics

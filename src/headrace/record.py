@@ -53,7 +53,7 @@ class Progress(NamedTuple):
     idle: bool
     """True if the producer's input has run dry, so that nobody should wait for its watermark."""
     end: int
-    """-1, or the end of the bounded input up to which the producer is finished (see ``runtime.bounds``)."""
+    """-1, or the end of the bounded input up to which the producer is finished (see ``runtime.workers.bounds``)."""
 
 
 class JoinedBytes:

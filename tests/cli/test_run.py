@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from headrace.cli.progress import Rate, RunProgress, summary
-from headrace.runtime.status import RunStatus
+from headrace.runtime.hosts.status import RunStatus
 from tests.cli.conftest import until
 
 STATUS = RunStatus("running", 1, 4, 0, 0, 1000, 0, 0, 0, 0, None, None)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from headrace.runtime.http import StatusServer
+from headrace.runtime.hosts.http import StatusServer
 from headrace.settings import Settings, variable_of
 
 ROOT = Path(__file__).parent.parent.parent

@@ -14,8 +14,8 @@ from hypothesis import given
 from headrace.errors import CorruptError, FatalError, HeadraceError, InvalidError, RecordError
 from headrace.log.embedded.format import BatchEncoder
 from headrace.record import JoinedBytes, Origin, Progress, RecordBatch, TopicPartition, control_batch
-from headrace.runtime.meta import META_KEY, read_meta
-from headrace.runtime.outbox import decode_append, encode_append
+from headrace.runtime.tasks.meta import META_KEY, read_meta
+from headrace.runtime.tasks.outbox import decode_append, encode_append
 from headrace.state import keys
 from headrace.state.memory import decode_snapshot, encode_snapshot
 from headrace.testing.driver import TopologyTestDriver

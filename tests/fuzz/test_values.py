@@ -21,7 +21,7 @@ from headrace.errors import CorruptError, FatalError, InvalidError, RecordError
 from headrace.log.api import Committed
 from headrace.operators.sketches import Digest, Distinct
 from headrace.record import JoinedBytes
-from headrace.runtime.failures import ATTEMPT_HEADER, LETTER_HEADERS
+from headrace.runtime.tasks.failures import ATTEMPT_HEADER, LETTER_HEADERS
 from headrace.serde.avro import Avro
 from headrace.serde.json import Json
 from headrace.serde.msgpack import Msgpack

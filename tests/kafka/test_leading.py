@@ -13,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 
 from headrace.errors import CorruptError
 from headrace.log.kafka.leading import Claim, Grant, Known, grants
-from headrace.runtime.assignment import assign
+from headrace.runtime.workers.assignment import assign
 
 GOLDEN = Path(__file__).parent / "golden"
 UNITS = [f"t-{i}" for i in range(6)]

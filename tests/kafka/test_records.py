@@ -15,7 +15,7 @@ from headrace.log.kafka.log import KafkaLog
 from headrace.log.kafka.options import KafkaOptions, servers_of
 from headrace.log.kafka.security import client_arguments
 from headrace.record import Origin, Progress, TopicPartition
-from headrace.runtime.bounds import Bounds
+from headrace.runtime.workers.bounds import Bounds
 from headrace.testing.conformance.log_support import make_batch, read_all, read_next, until, values_of
 from tests.kafka.clean import alter, wipe
 

@@ -13,7 +13,7 @@ import pytest
 from headrace import ListState, MapState, Topology, TopologyError, ValueState
 from headrace.operators.keyed_rows import ABSENT, Row, RowCodec, Turn
 from headrace.record import JoinedBytes, RecordBatch, TopicPartition
-from headrace.runtime.task import Task
+from headrace.runtime.tasks.task import Task
 from headrace.serde.msgpack import Msgpack
 from headrace.state.memory import MemoryStore
 from headrace.topology.plan import TaskId, plan

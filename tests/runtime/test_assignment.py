@@ -5,7 +5,7 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headrace.runtime.assignment import assign
+from headrace.runtime.workers.assignment import assign
 
 members = st.lists(st.sampled_from("abcdef"), unique=True, max_size=6)
 units = st.integers(0, 12).map(lambda n: [f"t-{i:02d}" for i in range(n)])

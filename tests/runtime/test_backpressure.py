@@ -12,10 +12,10 @@ import pytest
 from headrace.errors import RetriableError, SettingsError
 from headrace.log.memory import MemoryLog
 from headrace.record import RecordBatch, TopicPartition
-from headrace.runtime.host import Host
-from headrace.runtime.pressure import STUCK_FAILURES, STUCK_MS, Facts, Wait, is_held, waits
-from headrace.runtime.status import WorkerStatus, explain
-from headrace.runtime.worker import Worker
+from headrace.runtime.hosts.host import Host
+from headrace.runtime.hosts.status import WorkerStatus, explain
+from headrace.runtime.workers.pressure import STUCK_FAILURES, STUCK_MS, Facts, Wait, is_held, waits
+from headrace.runtime.workers.worker import Worker
 from headrace.settings import Settings
 from tests.e2e.harness import wait_for
 from tests.obstacles import file_in_place_of

@@ -13,7 +13,7 @@ import pytest
 from headrace.clock import SystemClock
 from headrace.operators.async_map import Answers, Cache, Calls, ResultCache
 from headrace.operators.retrying import Retry
-from headrace.runtime.calls import AsyncCalls, wait_ms
+from headrace.runtime.workers.calls import AsyncCalls, wait_ms
 
 
 @pytest.fixture

@@ -10,10 +10,10 @@ import pytest
 from headrace.errors import FencedError
 from headrace.log.api import Lease
 from headrace.record import TopicPartition
-from headrace.runtime.bounds import is_finished
-from headrace.runtime.checkpointing import Pending, begin, complete
-from headrace.runtime.slot import Slot
-from headrace.runtime.worker import Worker
+from headrace.runtime.workers.bounds import is_finished
+from headrace.runtime.workers.checkpointing import Pending, begin, complete
+from headrace.runtime.workers.slot import Slot
+from headrace.runtime.workers.worker import Worker
 from tests.runtime.workers import Place, rows
 
 IN = TopicPartition("in", 0)

@@ -12,10 +12,10 @@ import pytest
 from headrace import Topology, agg
 from headrace.errors import CorruptError, FatalError, NotFoundError
 from headrace.record import TopicPartition
-from headrace.runtime.positions import Fit
-from headrace.runtime.positions import Place as Position
-from headrace.runtime.setbacks import FORGOTTEN_MS
-from headrace.runtime.worker import Worker
+from headrace.runtime.workers.positions import Fit
+from headrace.runtime.workers.positions import Place as Position
+from headrace.runtime.workers.setbacks import FORGOTTEN_MS
+from headrace.runtime.workers.worker import Worker
 from tests.runtime.workers import Place, rows
 
 IN = TopicPartition("in", 0)

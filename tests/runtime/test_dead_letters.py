@@ -15,11 +15,11 @@ from headrace import RecordError, Topology, agg, tumbling
 from headrace.operators.api import MAIN, Batch, Outputs, RecordsFailedError, StepContext
 from headrace.operators.stateless import StatelessOperator
 from headrace.record import JoinedBytes, Record, RecordBatch, TopicPartition
-from headrace.runtime.executor import Chain
-from headrace.runtime.outbox import Outbox
-from headrace.runtime.parking import start
-from headrace.runtime.task import Task
-from headrace.runtime.times import Mark
+from headrace.runtime.tasks.executor import Chain
+from headrace.runtime.tasks.outbox import Outbox
+from headrace.runtime.tasks.parking import start
+from headrace.runtime.tasks.task import Task
+from headrace.runtime.tasks.times import Mark
 from headrace.state.memory import MemoryStore
 from headrace.testing.driver import TopologyTestDriver
 from headrace.topology.graph import Port, Sink, Source, Step

@@ -9,7 +9,7 @@ import pytest
 from headrace.errors import TopologyError
 from headrace.operators.api import Batch
 from headrace.record import Progress
-from headrace.runtime.edges import Append, Edge
+from headrace.runtime.tasks.edges import Append, Edge
 from headrace.serde.msgpack import Msgpack
 from headrace.serde.primitives import Int, Str
 

@@ -13,8 +13,8 @@ from headrace import Topology, run
 from headrace.clock import SystemClock
 from headrace.log.memory import MemoryLog
 from headrace.record import JoinedBytes, RecordBatch, TopicPartition
-from headrace.runtime.status import RunStatus
-from headrace.runtime.worker import Worker
+from headrace.runtime.hosts.status import RunStatus
+from headrace.runtime.workers.worker import Worker
 from tests.runtime.workers import Place
 
 

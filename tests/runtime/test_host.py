@@ -10,9 +10,9 @@ import pytest
 
 from headrace.clock import SystemClock
 from headrace.errors import HeadraceError, RecordError
-from headrace.runtime.host import Host
-from headrace.runtime.status import WorkerStatus
-from headrace.runtime.worker import Worker
+from headrace.runtime.hosts.host import Host
+from headrace.runtime.hosts.status import WorkerStatus
+from headrace.runtime.workers.worker import Worker
 from headrace.settings import Settings
 from tests.e2e.harness import wait_for
 from tests.runtime.workers import Place, counting, rows

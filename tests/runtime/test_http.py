@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from headrace.errors import SettingsError
-from headrace.runtime.http import DEFAULT_PORT, StatusServer
+from headrace.runtime.hosts.http import DEFAULT_PORT, StatusServer
 
 WELL = (True, {"tasks": 3})
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from headrace.record import JoinedBytes, RecordBatch
-from headrace.runtime.ingest import decode, ingest
+from headrace.runtime.tasks.ingest import decode, ingest
 from headrace.serde.json import Json
 from headrace.serde.msgpack import Msgpack
 from headrace.serde.primitives import Int, Str

@@ -132,7 +132,7 @@ def test_a_call_that_takes_too_long_has_failed_and_is_cancelled() -> None:
 
 
 def test_a_call_that_does_not_let_itself_be_cancelled_is_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("headrace.runtime.calls._GRACE_S", 0.01)
+    monkeypatch.setattr("headrace.runtime.workers.calls._GRACE_S", 0.01)
     release: list[asyncio.Event] = []
 
     async def stubborn(value: Event) -> Event:

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from headrace.errors import CorruptError, FatalError
 from headrace.operators.api import Batch
 from headrace.record import JoinedBytes, Origin, Progress, RecordBatch, TopicPartition, control_batch
-from headrace.runtime.edges import Append, Edge, left_by_outbox
-from headrace.runtime.inputs import TaskInput
-from headrace.runtime.outbox import ROWS, Outbox, decode_append, encode_append
+from headrace.runtime.tasks.edges import Append, Edge, left_by_outbox
+from headrace.runtime.tasks.inputs import TaskInput
+from headrace.runtime.tasks.outbox import ROWS, Outbox, decode_append, encode_append
 from headrace.serde.primitives import Str
 from headrace.state.api import Store, WriteBatch
 from headrace.state.memory import MemoryStore, MemoryStores

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from headrace import Topology, agg, tumbling
 from headrace.errors import TopologyError
-from headrace.runtime.meta import FORMAT, META_KEY, WITHOUT_OUTBOX
+from headrace.runtime.tasks.meta import FORMAT, META_KEY, WITHOUT_OUTBOX
 from headrace.testing.driver import TopologyTestDriver
 from headrace.topology.plan import AT_LEAST_ONCE, EXACTLY_ONCE
 from tests.operators.compositions import (

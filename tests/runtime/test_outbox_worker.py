@@ -15,8 +15,8 @@ from headrace import Topology, agg
 from headrace.checkpoint.manifest import Manifest
 from headrace.errors import RetriableError
 from headrace.record import RecordBatch, TopicPartition
-from headrace.runtime.bounds import Bounds
-from headrace.runtime.worker import Worker
+from headrace.runtime.workers.bounds import Bounds
+from headrace.runtime.workers.worker import Worker
 from headrace.topology.plan import AT_LEAST_ONCE, EXACTLY_ONCE
 from tests.runtime.workers import Place, rows
 

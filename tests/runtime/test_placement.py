@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from headrace import Topology, agg, tumbling
 from headrace.errors import FatalError
 from headrace.record import JoinedBytes, RecordBatch, TopicPartition
-from headrace.runtime.placement import Placement, placement_of
+from headrace.runtime.workers.placement import Placement, placement_of
 from headrace.topology.plan import TaskId, plan
 
 KEYS = [f"key-{n}".encode() for n in range(2000)]

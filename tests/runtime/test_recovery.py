@@ -11,8 +11,8 @@ from headrace.checkpoint.manifest import Manifest
 from headrace.checkpoint.store import open_objects
 from headrace.errors import CorruptError, FencedError, InvalidError, SettingsError
 from headrace.log.api import Lease
-from headrace.runtime.recovery import keep, kept_directory, restore, snapshot_directory
-from headrace.runtime.setbacks import FORGOTTEN_MS, Setback, Way, next_way
+from headrace.runtime.workers.recovery import keep, kept_directory, restore, snapshot_directory
+from headrace.runtime.workers.setbacks import FORGOTTEN_MS, Setback, Way, next_way
 
 
 @pytest.fixture

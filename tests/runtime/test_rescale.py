@@ -21,8 +21,8 @@ from headrace.clock import SystemClock
 from headrace.errors import InvalidError, RetriableError, TopologyError
 from headrace.log.memory import MemoryLog
 from headrace.record import JoinedBytes, RecordBatch, TopicPartition
-from headrace.runtime.bounds import Bounds
 from headrace.runtime.rescale import Site, carry_out, find_moves, read_up_to
+from headrace.runtime.workers.bounds import Bounds
 from headrace.settings import Settings
 from headrace.topology.plan import plan, source_topics
 

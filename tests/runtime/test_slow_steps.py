@@ -14,9 +14,9 @@ from headrace.clock import SystemClock
 from headrace.errors import FatalError, HeadraceError
 from headrace.log.memory import MemoryLog
 from headrace.record import RecordBatch, TopicPartition
-from headrace.runtime.host import Host
-from headrace.runtime.status import explain
-from headrace.runtime.worker import Worker
+from headrace.runtime.hosts.host import Host
+from headrace.runtime.hosts.status import explain
+from headrace.runtime.workers.worker import Worker
 from headrace.settings import Settings
 from tests.e2e.harness import wait_for
 from tests.runtime.workers import Place, counting, rows

@@ -28,9 +28,9 @@ from headrace import (
 )
 from headrace.operators.layouts import layouts
 from headrace.record import JoinedBytes, RecordBatch, TopicPartition
-from headrace.runtime.meta import META_KEY, read_meta
 from headrace.runtime.splitting import Splitting, merged_shapes, split
-from headrace.runtime.task import Task
+from headrace.runtime.tasks.meta import META_KEY, read_meta
+from headrace.runtime.tasks.task import Task
 from headrace.state.memory import MemoryStore
 from headrace.topology.change import Widths
 from headrace.topology.graph import Step

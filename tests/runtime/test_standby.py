@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from headrace.runtime.lifecycle import Phase
-from headrace.runtime.standby import Place as Directory
-from headrace.runtime.worker import Worker
+from headrace.runtime.workers.lifecycle import Phase
+from headrace.runtime.workers.standby import Place as Directory
+from headrace.runtime.workers.worker import Worker
 from tests.runtime.workers import Place, rows
 
 

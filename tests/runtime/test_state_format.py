@@ -11,7 +11,7 @@ import pytest
 
 from headrace import Topology, agg, session, tumbling
 from headrace.record import JoinedBytes, RecordBatch, TopicPartition
-from headrace.runtime.task import Task
+from headrace.runtime.tasks.task import Task
 from headrace.state.api import Store
 from headrace.state.memory import MemoryStores
 from headrace.topology.plan import TaskId, plan

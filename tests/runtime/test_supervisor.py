@@ -12,8 +12,8 @@ import pytest
 
 from headrace.clock import SystemClock
 from headrace.errors import FatalError, HeadraceError, RecordError, RetriableError
-from headrace.runtime.status import WorkerStatus
-from headrace.runtime.supervisor import Report, Supervisor, supervise
+from headrace.runtime.hosts.status import WorkerStatus
+from headrace.runtime.hosts.supervisor import Report, Supervisor, supervise
 from headrace.settings import Settings
 
 
@@ -83,7 +83,7 @@ def test_a_worker_that_dies_is_started_again(tmp_path: Path) -> None:
 
 def test_a_worker_that_could_not_begin_is_started_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """However often: what does not answer may be away for long, and the others go on."""
-    monkeypatch.setattr("headrace.runtime.supervisor._AGAIN_MS", 20)
+    monkeypatch.setattr("headrace.runtime.hosts.supervisor._AGAIN_MS", 20)
     run(tmp_path, "late")
     assert {path.name for path in tmp_path.iterdir()} == {"0-0", "1-0", "1-1", "1-2", "drained-0", "drained-1"}
 
@@ -107,7 +107,7 @@ def test_an_unexpected_error_comes_with_its_traceback(tmp_path: Path) -> None:
 
 
 def test_a_worker_that_does_not_drain_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("headrace.runtime.supervisor._SPARE_MS", 200)
+    monkeypatch.setattr("headrace.runtime.hosts.supervisor._SPARE_MS", 200)
     with pytest.raises(FatalError, match="ended with signal 9 while draining"):
         run(tmp_path, "hang", drain_timeout_ms=100)
 
@@ -115,7 +115,7 @@ def test_a_worker_that_does_not_drain_is_killed(tmp_path: Path, monkeypatch: pyt
 def test_a_thread_of_the_users_does_not_keep_a_worker_that_ended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("headrace.runtime.supervisor._SPARE_MS", 200)
+    monkeypatch.setattr("headrace.runtime.hosts.supervisor._SPARE_MS", 200)
     run(tmp_path, "linger", stop_when_ready=False)
 
 

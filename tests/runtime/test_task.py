@@ -7,8 +7,8 @@ import pytest
 
 from headrace import FatalError, InvalidError, Topology, TopologyError, agg, hopping, session, tumbling
 from headrace.record import JoinedBytes, RecordBatch, TopicPartition
-from headrace.runtime.edges import Append
-from headrace.runtime.task import Task
+from headrace.runtime.tasks.edges import Append
+from headrace.runtime.tasks.task import Task
 from headrace.serde.msgpack import Msgpack
 from headrace.state.keys import store_prefix
 from headrace.state.memory import MemoryStore

@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 from headrace.operators.api import Outputs
 from headrace.operators.stateless import StatelessOperator
 from headrace.record import MIN_WATERMARK
-from headrace.runtime.times import ChainTime, Mark, Seen, meet
-from headrace.runtime.watermarks import Running, SourceTime
+from headrace.runtime.tasks.times import ChainTime, Mark, Seen, meet
+from headrace.runtime.tasks.watermarks import Running, SourceTime
 
 
 class Holding(StatelessOperator):

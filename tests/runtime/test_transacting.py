@@ -15,8 +15,8 @@ from headrace.clock import SystemClock
 from headrace.errors import FatalError, FencedError, RetriableError, SettingsError
 from headrace.log.memory import MemoryLog
 from headrace.record import JoinedBytes, RecordBatch, TopicPartition
-from headrace.runtime.outbox import Outbox
-from headrace.runtime.transacting import depart, encode_note, first_left
+from headrace.runtime.tasks.outbox import Outbox
+from headrace.runtime.workers.transacting import depart, encode_note, first_left
 from headrace.settings import Settings
 from headrace.state.api import WriteBatch
 from headrace.state.memory import MemoryStore

@@ -15,8 +15,8 @@ import pytest
 from headrace import Topology, agg, retry, tumbling
 from headrace.errors import RecordError
 from headrace.record import TopicPartition
-from headrace.runtime.bounds import Bounds
-from headrace.runtime.parts import Blame
+from headrace.runtime.workers.bounds import Bounds
+from headrace.runtime.workers.parts import Blame
 from tests.runtime.workers import Place, rows
 
 Row = dict[str, int]

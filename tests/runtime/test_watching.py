@@ -12,9 +12,9 @@ from headrace.clock import SystemClock
 from headrace.dsl.builder import Topology as Built
 from headrace.errors import FatalError
 from headrace.log.memory import MemoryLog
-from headrace.runtime.host import Host
-from headrace.runtime.topics import used_topics
-from headrace.runtime.watching import TopicWatch
+from headrace.runtime.hosts.host import Host
+from headrace.runtime.hosts.watching import TopicWatch
+from headrace.runtime.workers.topics import used_topics
 from headrace.settings import Settings
 from headrace.topology.plan import plan
 from tests.runtime.workers import Place, counting

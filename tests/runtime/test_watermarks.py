@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headrace.record import MIN_WATERMARK, Progress
-from headrace.runtime.watermarks import InternalTime, Running, SourceTime
+from headrace.runtime.tasks.watermarks import InternalTime, Running, SourceTime
 
 
 def source(watermark: int = MIN_WATERMARK, disorder: int = 0, idle_after: int = 30) -> SourceTime:

@@ -9,10 +9,10 @@ import pytest
 
 from headrace.errors import RecordError, SettingsError
 from headrace.record import TopicPartition
-from headrace.runtime.bounds import Bounds
-from headrace.runtime.lifecycle import Phase
-from headrace.runtime.parts import Blame
-from headrace.runtime.worker import Worker
+from headrace.runtime.workers.bounds import Bounds
+from headrace.runtime.workers.lifecycle import Phase
+from headrace.runtime.workers.parts import Blame
+from headrace.runtime.workers.worker import Worker
 from tests.e2e.harness import wait_for
 from tests.runtime.workers import Place, counting, rows
 

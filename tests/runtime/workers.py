@@ -16,10 +16,10 @@ from headrace.clock import SystemClock
 from headrace.log.memory import MemoryLog
 from headrace.metrics import Metrics
 from headrace.record import JoinedBytes, RecordBatch, TopicPartition
-from headrace.runtime.bounds import Bounds
-from headrace.runtime.calls import AsyncCalls
-from headrace.runtime.parts import Parts
-from headrace.runtime.worker import Worker
+from headrace.runtime.workers.bounds import Bounds
+from headrace.runtime.workers.calls import AsyncCalls
+from headrace.runtime.workers.parts import Parts
+from headrace.runtime.workers.worker import Worker
 from headrace.settings import Settings
 from headrace.state.rocksdb import RocksStores
 from headrace.topology.plan import AT_LEAST_ONCE, plan, source_topics

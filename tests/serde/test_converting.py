@@ -37,7 +37,7 @@ data = encode(Manifest("spend", "0-3", 1, 1, 0, (FileRef("a", "spend/0-3/files/0
 """
 META = """
 import msgpack
-from headrace.runtime.meta import read_meta
+from headrace.runtime.tasks.meta import read_meta
 from headrace.topology.plan import TaskId
 
 task = TaskId("spend", 0)

@@ -23,7 +23,7 @@ from headrace import (
     tumbling,
 )
 from headrace.record import JoinedBytes, RecordBatch
-from headrace.runtime.ingest import ingest
+from headrace.runtime.tasks.ingest import ingest
 from headrace.testing.driver import TopologyTestDriver
 from headrace.topology.graph import Source
 from tests.serde.messages import Order as OrderMessage

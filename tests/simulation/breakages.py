@@ -19,12 +19,12 @@ from headrace.checkpoint import decide
 from headrace.checkpoint.checkpoints import Checkpoints
 from headrace.checkpoint.manifest import Manifest, file_epoch
 from headrace.log import groups, membership
-from headrace.runtime import checkpointing
-from headrace.runtime.checkpointing import Pending
-from headrace.runtime.executor import Chain
-from headrace.runtime.inputs import TaskInput
-from headrace.runtime.task import Task
-from headrace.runtime.watermarks import InternalTime
+from headrace.runtime.tasks.executor import Chain
+from headrace.runtime.tasks.inputs import TaskInput
+from headrace.runtime.tasks.task import Task
+from headrace.runtime.tasks.watermarks import InternalTime
+from headrace.runtime.workers import checkpointing
+from headrace.runtime.workers.checkpointing import Pending
 from headrace.state.cache import Budget
 from headrace.testing import Faults
 
@@ -233,7 +233,7 @@ def upload_forgotten(patch: Patch) -> None:
 
 def nothing_retried(patch: Patch) -> None:
     """Outputs that the log refused are dropped."""
-    from headrace.runtime import sending
+    from headrace.runtime.workers import sending
 
     original = sending.send
 

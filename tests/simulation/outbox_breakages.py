@@ -6,10 +6,10 @@ from collections import deque
 from functools import partial
 from typing import Any
 
-from headrace.runtime.edges import Edge
-from headrace.runtime.executor import Chain
-from headrace.runtime.outbox import Outbox
-from headrace.runtime.worker import Worker
+from headrace.runtime.tasks.edges import Edge
+from headrace.runtime.tasks.executor import Chain
+from headrace.runtime.tasks.outbox import Outbox
+from headrace.runtime.workers.worker import Worker
 from headrace.testing import Faults
 from tests.simulation.breakages import Breakage, Patch, outputs_not_flushed
 

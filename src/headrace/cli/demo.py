@@ -26,7 +26,7 @@ from headrace.serde.msgpack import Msgpack
 from headrace.settings import Settings
 
 if TYPE_CHECKING:
-    from headrace.runtime.status import RunStatus
+    from headrace.runtime.hosts.status import RunStatus
 
 _TOPIC = "payments"
 _PARTITIONS = 4

@@ -14,7 +14,7 @@ from headrace.cli.consume import partitions_of, read_batches
 from headrace.errors import CorruptError, NotFoundError
 from headrace.log.api import Committed, Log
 from headrace.record import Headers, RecordBatch, TopicPartition
-from headrace.runtime.failures import (
+from headrace.runtime.tasks.failures import (
     ATTEMPT_HEADER,
     ERROR_AT_HEADER,
     ERROR_HEADER,

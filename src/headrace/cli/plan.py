@@ -67,7 +67,7 @@ def plan(
         allow_reset=allow_reset,
     )  # fmt: skip
     from headrace.app import open_checkpoints
-    from headrace.runtime.changing import find_change, remedy
+    from headrace.runtime.workers.changing import find_change, remedy
     from headrace.topology.change import compare
 
     topology = load(module)

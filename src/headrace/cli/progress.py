@@ -13,7 +13,7 @@ from headrace.clock import Clock
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-    from headrace.runtime.status import RunStatus
+    from headrace.runtime.hosts.status import RunStatus
 
 _PLAIN_EVERY_MS = 10_000
 _RATE_OVER_MS = 5_000

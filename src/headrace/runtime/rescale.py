@@ -23,15 +23,15 @@ from headrace.errors import InvalidError, RetriableError
 from headrace.log.api import Committed, Group, Lease, Log, Membership
 from headrace.log.reading import read_to
 from headrace.record import TopicPartition
-from headrace.runtime.assignment import assign
-from headrace.runtime.bounds import Bounds
-from headrace.runtime.changing import check_change, check_log, kept_in, newest, partition_of
-from headrace.runtime.host import Host
-from headrace.runtime.lifecycle import Phase
-from headrace.runtime.meta import META_KEY, read_meta
+from headrace.runtime.hosts.host import Host
 from headrace.runtime.splitting import Splitting, split
-from headrace.runtime.topics import check_topics, create_topics, ids_of, used_topics
-from headrace.runtime.worker import Worker
+from headrace.runtime.tasks.meta import META_KEY, read_meta
+from headrace.runtime.workers.assignment import assign
+from headrace.runtime.workers.bounds import Bounds
+from headrace.runtime.workers.changing import check_change, check_log, kept_in, newest, partition_of
+from headrace.runtime.workers.lifecycle import Phase
+from headrace.runtime.workers.topics import check_topics, create_topics, ids_of, used_topics
+from headrace.runtime.workers.worker import Worker
 from headrace.settings import Settings
 from headrace.state.api import Store, StoreFactory
 from headrace.topology.change import Kept, Widths, compare, described, widths

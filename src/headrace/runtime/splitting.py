@@ -10,9 +10,9 @@ import msgpack
 from headrace.errors import InvalidError, TopologyError
 from headrace.operators.layouts import ByKey, Layout, Numbers, Place, Waiting, Whole, layouts
 from headrace.record import TopicPartition
-from headrace.runtime.edges import DEFAULT_HASH, Hash
-from headrace.runtime.meta import META_KEY, WITHOUT_OUTBOX
-from headrace.runtime.outbox import KEPT
+from headrace.runtime.tasks.edges import DEFAULT_HASH, Hash
+from headrace.runtime.tasks.meta import META_KEY, WITHOUT_OUTBOX
+from headrace.runtime.tasks.outbox import KEPT
 from headrace.state.api import Store, WriteBatch
 from headrace.state.keys import TIME_WIDTH, decode_time, encode_time, store_prefix
 from headrace.topology.change import Widths
@@ -20,7 +20,7 @@ from headrace.topology.graph import Step
 from headrace.topology.plan import Plan, SubTopology, TaskId
 
 Metas = Mapping[int, Mapping[str, Any]]
-"""What each task kept beside its rows, by partition; see ``runtime.meta``."""
+"""What each task kept beside its rows, by partition; see ``runtime.tasks.meta``."""
 
 Single = tuple[str, bytes]
 """A part of a step, and a row in it that is about the whole task."""
@@ -278,7 +278,7 @@ def _least(times: Iterable[Mapping[str, int]]) -> dict[str, int]:
 
 
 def _least_time(times: Sequence[Any]) -> list[Any]:
-    """Return the event time of an input that is no further than any of several; see ``runtime.watermarks``."""
+    """Return the event time of an input that is no further than any of several; see ``runtime.tasks.watermarks``."""
     watermark = min(time[0] for time in times)
     if len(times[0]) == 1:
         return [watermark]

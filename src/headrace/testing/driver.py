@@ -24,8 +24,8 @@ from headrace.dsl.builder import Topology
 from headrace.errors import NotFoundError
 from headrace.operators.selectors import select
 from headrace.record import Headers, JoinedBytes, Record, RecordBatch, TopicPartition
-from headrace.runtime.edges import DEFAULT_HASH, Append
-from headrace.runtime.task import Task
+from headrace.runtime.tasks.edges import DEFAULT_HASH, Append
+from headrace.runtime.tasks.task import Task
 from headrace.serde.api import Serde
 from headrace.settings import duration_ms
 from headrace.state.memory import MemoryStore

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from headrace.operators.async_map import Caller
-from headrace.runtime.calls import AsyncCalls, BatchFlight
-from headrace.runtime.edges import Append
-from headrace.runtime.parking import Pause
-from headrace.runtime.task import Task
+from headrace.runtime.tasks.edges import Append
+from headrace.runtime.tasks.parking import Pause
+from headrace.runtime.tasks.task import Task
+from headrace.runtime.workers.calls import AsyncCalls, BatchFlight
 
 
 class SkippedWaits:

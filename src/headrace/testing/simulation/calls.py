@@ -9,7 +9,7 @@ from typing import Any
 
 from headrace.clock import Clock
 from headrace.operators.async_map import Answers, Calls
-from headrace.runtime.calls import BatchFlight
+from headrace.runtime.workers.calls import BatchFlight
 
 
 class _JumpingSelector(selectors.DefaultSelector):

@@ -8,7 +8,7 @@ from concurrent.futures import Executor, Future
 from pathlib import Path
 from typing import Any, TypeVar
 
-from headrace.runtime.locks import TakeLock
+from headrace.runtime.workers.locks import TakeLock
 from headrace.testing.simulation.life import Life
 
 T = TypeVar("T")
@@ -58,7 +58,7 @@ class Locks:
         self._holders: dict[Path, Life] = {}
 
     def of(self, life: Life) -> TakeLock:
-        """Return what takes locks for one worker; see ``runtime.locks.TakeLock``."""
+        """Return what takes locks for one worker; see ``runtime.workers.locks.TakeLock``."""
 
         def take(path: Path, *, wait: bool) -> Callable[[], None] | None:
             while (holder := self._holders.get(path)) is not None and holder.alive:

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from headrace.errors import HeadraceError, RetriableError
-from headrace.runtime.bounds import Bounds
-from headrace.runtime.parts import Blame, Parts
-from headrace.runtime.worker import Worker
+from headrace.runtime.workers.bounds import Bounds
+from headrace.runtime.workers.parts import Blame, Parts
+from headrace.runtime.workers.worker import Worker
 from headrace.testing.simulation import faults
 from headrace.testing.simulation.baton import Baton, Crashed
 from headrace.testing.simulation.draws import Draws

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from headrace.record import RecordBatch, TopicPartition
-from headrace.runtime.edges import left_by_outbox
+from headrace.runtime.tasks.edges import left_by_outbox
 from headrace.testing.simulation.checks import Row
 from headrace.testing.simulation.scenario import Scenario
 from headrace.testing.simulation.world import World

@@ -15,10 +15,10 @@ from headrace.checkpoint.checkpoints import Checkpoints
 from headrace.log.memory import MemoryGroupStore
 from headrace.metrics import Metrics
 from headrace.record import TopicPartition
-from headrace.runtime.bounds import Bounds
-from headrace.runtime.calls import AsyncCalls
-from headrace.runtime.lifecycle import Phase
-from headrace.runtime.parts import Parts
+from headrace.runtime.workers.bounds import Bounds
+from headrace.runtime.workers.calls import AsyncCalls
+from headrace.runtime.workers.lifecycle import Phase
+from headrace.runtime.workers.parts import Parts
 from headrace.settings import Settings
 from headrace.testing.simulation.baton import Baton
 from headrace.testing.simulation.calls import JumpingLoop, SimulatedCalls

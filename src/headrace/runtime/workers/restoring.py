@@ -8,10 +8,10 @@ from functools import partial
 from pathlib import Path
 
 from headrace.errors import CorruptError, FencedError
-from headrace.runtime.parts import Parts
-from headrace.runtime.recovery import Restored, restore
-from headrace.runtime.setbacks import Setback, Way, next_way
-from headrace.runtime.slot import Slot
+from headrace.runtime.workers.parts import Parts
+from headrace.runtime.workers.recovery import Restored, restore
+from headrace.runtime.workers.setbacks import Setback, Way, next_way
+from headrace.runtime.workers.slot import Slot
 
 _log = logging.getLogger("headrace")
 

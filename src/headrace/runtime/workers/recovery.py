@@ -23,7 +23,7 @@ from headrace.errors import (
     SettingsError,
 )
 from headrace.log.api import Lease
-from headrace.runtime.setbacks import Setback, Way
+from headrace.runtime.workers.setbacks import Setback, Way
 
 _ATTEMPTS = 5
 _KEPT = ".kept"

@@ -1,9 +1,10 @@
 """How event time moves in the inputs of a task. Pure: the time of day is an argument.
 
 Every input has a watermark. That of a source partition is the highest timestamp seen less the allowed disorder; that
-of an internal partition is the least of what its writers reported. Where inputs come together (``runtime.times``), it
-is the least of them. An input that has run dry is *idle*: it is left out, and its own time moves on by what passes on
-the clock, never by a jump to it, so that the last windows close and a replay of old data loses nothing.
+of an internal partition is the least of what its writers reported. Where inputs come together
+(``runtime.tasks.times``), it is the least of them. An input that has run dry is *idle*: it is left out, and its own
+time moves on by what passes on the clock, never by a jump to it, so that the last windows close and a replay of old
+data loses nothing.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from itertools import accumulate
 from typing import Any
 
 from headrace.record import MIN_WATERMARK, Progress
-from headrace.runtime.times import Mark
+from headrace.runtime.tasks.times import Mark
 
 
 class SourceTime:

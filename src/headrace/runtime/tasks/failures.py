@@ -16,8 +16,8 @@ from headrace.errors import RecordError
 from headrace.operators.api import Batch
 from headrace.operators.retrying import FinalPolicy
 from headrace.record import Headers, JoinedBytes, Origin, RecordBatch, TopicPartition
-from headrace.runtime.edges import Append
-from headrace.runtime.tally import Tally
+from headrace.runtime.tasks.edges import Append
+from headrace.runtime.tasks.tally import Tally
 from headrace.serde.msgpack import Msgpack
 from headrace.topology.plan import TaskId
 
@@ -45,7 +45,7 @@ LETTER_HEADERS = frozenset(
 )  # fmt: skip
 """The headers that a dead letter has beside those of its record."""
 
-_PACKAGE = __file__.removesuffix("runtime/failures.py")
+_PACKAGE = __file__.removesuffix("runtime/tasks/failures.py")
 _LIBRARY = traceback.__file__.removesuffix("traceback.py")
 _PACKAGES = "/site-packages/"
 

@@ -20,8 +20,8 @@ from headrace.checkpoint.checkpoints import Checkpoints
 from headrace.checkpoint.manifest import FileRef, Manifest
 from headrace.errors import HeadraceError
 from headrace.log.api import Membership
-from headrace.runtime.locks import TakeLock, take_lock
-from headrace.runtime.parts import Parts
+from headrace.runtime.workers.locks import TakeLock, take_lock
+from headrace.runtime.workers.parts import Parts
 
 _log = logging.getLogger("headrace")
 

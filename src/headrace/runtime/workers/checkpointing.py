@@ -22,10 +22,10 @@ from headrace.checkpoint.checkpoints import Checkpoints
 from headrace.checkpoint.manifest import Manifest
 from headrace.log.api import Committed, Layout, Lease, Log, Membership
 from headrace.record import TopicPartition
-from headrace.runtime.bounds import metadata
-from headrace.runtime.recovery import keep
-from headrace.runtime.task import Task
-from headrace.runtime.topics import ids_of
+from headrace.runtime.tasks.task import Task
+from headrace.runtime.workers.bounds import metadata
+from headrace.runtime.workers.recovery import keep
+from headrace.runtime.workers.topics import ids_of
 from headrace.state.api import Store
 
 _UNKNOWN: Mapping[str, Layout] = MappingProxyType({})

@@ -10,14 +10,14 @@ from queue import Empty, SimpleQueue
 
 from headrace.clock import Clock
 from headrace.errors import HeadraceError
-from headrace.runtime.lifecycle import Phase
-from headrace.runtime.parts import Blame
-from headrace.runtime.pressure import Wait, waits
-from headrace.runtime.slot import Slot
-from headrace.runtime.slow import SlowSteps
-from headrace.runtime.status import WorkerStatus
-from headrace.runtime.watching import LOOK_MS, TopicWatch
-from headrace.runtime.worker import Worker
+from headrace.runtime.hosts.slow import SlowSteps
+from headrace.runtime.hosts.status import WorkerStatus
+from headrace.runtime.hosts.watching import LOOK_MS, TopicWatch
+from headrace.runtime.workers.lifecycle import Phase
+from headrace.runtime.workers.parts import Blame
+from headrace.runtime.workers.pressure import Wait, waits
+from headrace.runtime.workers.slot import Slot
+from headrace.runtime.workers.worker import Worker
 from headrace.settings import Settings
 
 _log = logging.getLogger("headrace")

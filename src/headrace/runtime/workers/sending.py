@@ -7,8 +7,8 @@ import logging
 from headrace.clock import Clock
 from headrace.errors import CorruptError, FatalError, RetriableError
 from headrace.log.api import Log
-from headrace.runtime.edges import Append
-from headrace.runtime.slot import Slot
+from headrace.runtime.tasks.edges import Append
+from headrace.runtime.workers.slot import Slot
 
 _log = logging.getLogger("headrace")
 

@@ -15,15 +15,15 @@ from typing import NamedTuple
 
 from headrace.clock import Clock
 from headrace.errors import FatalError
-from headrace.runtime.executor import step_of
-from headrace.runtime.slot import Slot
-from headrace.runtime.worker import Worker
+from headrace.runtime.tasks.executor import step_of
+from headrace.runtime.workers.slot import Slot
+from headrace.runtime.workers.worker import Worker
 from headrace.settings import Settings
 
 _log = logging.getLogger("headrace")
 
-_HERE = Path(__file__).parent
-_WORK = tuple(str(_HERE / name) for name in ("executor.py", "task.py", "worker.py"))
+_RUNTIME = Path(__file__).parents[1]
+_WORK = tuple(str(_RUNTIME / name) for name in ("tasks/executor.py", "tasks/task.py", "workers/worker.py"))
 """Where work is done, the innermost first: what stands further out in a stack is the same for all work."""
 _PAUSE_MS = 2_000
 """Between two looks no more than this counts: the process may have been stopped, and did nothing meanwhile."""

@@ -16,16 +16,16 @@ import msgpack
 from headrace.operators.api import Batch, StepContext
 from headrace.operators.async_map import Caller
 from headrace.record import MIN_WATERMARK, RecordBatch, TopicPartition
-from headrace.runtime.edges import DEFAULT_HASH, NO_LIMITS, Append, Hash, left_by_outbox
-from headrace.runtime.executor import Chain
-from headrace.runtime.ingest import decode, ingest
-from headrace.runtime.inputs import TaskInput
-from headrace.runtime.meta import FORMAT, META_KEY, WITHOUT_OUTBOX, read_meta
-from headrace.runtime.outbox import Outbox
-from headrace.runtime.parking import Parked, Wait, Work, start
-from headrace.runtime.tally import Tally
-from headrace.runtime.times import Mark, meet
-from headrace.runtime.watermarks import InternalTime, Running, SourceTime
+from headrace.runtime.tasks.edges import DEFAULT_HASH, NO_LIMITS, Append, Hash, left_by_outbox
+from headrace.runtime.tasks.executor import Chain
+from headrace.runtime.tasks.ingest import decode, ingest
+from headrace.runtime.tasks.inputs import TaskInput
+from headrace.runtime.tasks.meta import FORMAT, META_KEY, WITHOUT_OUTBOX, read_meta
+from headrace.runtime.tasks.outbox import Outbox
+from headrace.runtime.tasks.parking import Parked, Wait, Work, start
+from headrace.runtime.tasks.tally import Tally
+from headrace.runtime.tasks.times import Mark, meet
+from headrace.runtime.tasks.watermarks import InternalTime, Running, SourceTime
 from headrace.state.api import Store, WriteBatch
 from headrace.state.cache import Budget
 from headrace.state.decoding import unreadable

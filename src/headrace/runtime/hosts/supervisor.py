@@ -23,8 +23,8 @@ from typing import Any
 from headrace.clock import SystemClock
 from headrace.errors import FatalError, HeadraceError, RetriableError
 from headrace.metrics import merge_expositions
-from headrace.runtime.host import Host
-from headrace.runtime.status import WorkerStatus
+from headrace.runtime.hosts.host import Host
+from headrace.runtime.hosts.status import WorkerStatus
 from headrace.settings import Settings
 
 _log = logging.getLogger("headrace")

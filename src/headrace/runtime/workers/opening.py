@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from headrace.runtime.changing import resets
-from headrace.runtime.meta import META_KEY, read_meta
-from headrace.runtime.parts import Parts
-from headrace.runtime.placement import placement_of
-from headrace.runtime.positions import first_offsets, leave_out
-from headrace.runtime.recovery import Restored
-from headrace.runtime.slot import Slot
-from headrace.runtime.task import Task
-from headrace.runtime.topics import check_topics
+from headrace.runtime.tasks.meta import META_KEY, read_meta
+from headrace.runtime.tasks.task import Task
+from headrace.runtime.workers.changing import resets
+from headrace.runtime.workers.parts import Parts
+from headrace.runtime.workers.placement import placement_of
+from headrace.runtime.workers.positions import first_offsets, leave_out
+from headrace.runtime.workers.recovery import Restored
+from headrace.runtime.workers.slot import Slot
+from headrace.runtime.workers.topics import check_topics
 
 
 def open_task(parts: Parts, slot: Slot, restored: Restored, *, cache_bytes: int) -> None:

@@ -20,10 +20,10 @@ import msgpack
 from headrace.errors import FatalError, RetriableError
 from headrace.log.api import TransactionalLog, Writer
 from headrace.record import TopicPartition
-from headrace.runtime.outbox import Row
-from headrace.runtime.parts import Parts
-from headrace.runtime.slot import Slot
-from headrace.runtime.topics import notes_topic
+from headrace.runtime.tasks.outbox import Row
+from headrace.runtime.workers.parts import Parts
+from headrace.runtime.workers.slot import Slot
+from headrace.runtime.workers.topics import notes_topic
 
 _log = logging.getLogger("headrace")
 

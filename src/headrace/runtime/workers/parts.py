@@ -11,8 +11,8 @@ from headrace.checkpoint.checkpoints import Checkpoints
 from headrace.clock import Clock
 from headrace.log.api import Group, Layout, Log
 from headrace.metrics import Metrics
-from headrace.runtime.calls import AsyncCalls
-from headrace.runtime.locks import TakeLock, take_lock
+from headrace.runtime.workers.calls import AsyncCalls
+from headrace.runtime.workers.locks import TakeLock, take_lock
 from headrace.settings import Settings
 from headrace.state.api import StoreFactory
 from headrace.topology.plan import Plan

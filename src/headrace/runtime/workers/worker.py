@@ -15,23 +15,23 @@ from pathlib import Path
 
 from headrace.errors import CorruptError, FencedError, HeadraceError, NotFoundError, RetriableError
 from headrace.log.api import Committed, Lease, Membership
-from headrace.runtime.assignment import assign
-from headrace.runtime.bounds import Bounds, metadata
-from headrace.runtime.checkpointing import Pending, Saved, begin, complete
-from headrace.runtime.edges import Append
-from headrace.runtime.ending import all_finished
-from headrace.runtime.lifecycle import Phase
-from headrace.runtime.opening import open_task
-from headrace.runtime.parts import Blame, Parts
-from headrace.runtime.positions import pass_over
-from headrace.runtime.pressure import is_held
-from headrace.runtime.recovery import Restored, snapshot_directory
-from headrace.runtime.reporting import Reporter, Totals
-from headrace.runtime.restoring import after_damage, begin_restore, took
-from headrace.runtime.sending import send
-from headrace.runtime.slot import Slot
-from headrace.runtime.standby import Copies
-from headrace.runtime.transacting import transact
+from headrace.runtime.tasks.edges import Append
+from headrace.runtime.workers.assignment import assign
+from headrace.runtime.workers.bounds import Bounds, metadata
+from headrace.runtime.workers.checkpointing import Pending, Saved, begin, complete
+from headrace.runtime.workers.ending import all_finished
+from headrace.runtime.workers.lifecycle import Phase
+from headrace.runtime.workers.opening import open_task
+from headrace.runtime.workers.parts import Blame, Parts
+from headrace.runtime.workers.positions import pass_over
+from headrace.runtime.workers.pressure import is_held
+from headrace.runtime.workers.recovery import Restored, snapshot_directory
+from headrace.runtime.workers.reporting import Reporter, Totals
+from headrace.runtime.workers.restoring import after_damage, begin_restore, took
+from headrace.runtime.workers.sending import send
+from headrace.runtime.workers.slot import Slot
+from headrace.runtime.workers.standby import Copies
+from headrace.runtime.workers.transacting import transact
 from headrace.topology.plan import TaskId
 
 _log = logging.getLogger("headrace")

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 
 from headrace.metrics import Metrics
 from headrace.record import MIN_WATERMARK
-from headrace.runtime.lifecycle import Phase
-from headrace.runtime.pressure import WAITS, waits
-from headrace.runtime.slot import Slot
+from headrace.runtime.workers.lifecycle import Phase
+from headrace.runtime.workers.pressure import WAITS, waits
+from headrace.runtime.workers.slot import Slot
 from headrace.settings import Settings
 
 _REPORT_MS = 500

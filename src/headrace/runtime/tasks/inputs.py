@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from headrace.record import RecordBatch
-from headrace.runtime.edges import left_by_outbox
-from headrace.runtime.watermarks import InputTime, InternalTime, SourceTime
+from headrace.runtime.tasks.edges import left_by_outbox
+from headrace.runtime.tasks.watermarks import InputTime, InternalTime, SourceTime
 from headrace.topology.graph import Repartition, Source
 from headrace.topology.plan import Input
 

@@ -8,8 +8,8 @@ from collections.abc import Collection
 from headrace.checkpoint.checkpoints import Checkpoints
 from headrace.errors import RetriableError
 from headrace.log.api import Group
-from headrace.runtime.bounds import Bounds, is_finished
-from headrace.runtime.slot import Slot
+from headrace.runtime.workers.bounds import Bounds, is_finished
+from headrace.runtime.workers.slot import Slot
 from headrace.topology.plan import SubTopology, TaskId
 
 _log = logging.getLogger("headrace")

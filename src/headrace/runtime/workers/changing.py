@@ -14,7 +14,7 @@ from headrace.errors import InvalidError, NotFoundError, TopologyError
 from headrace.log.api import Group, Log
 from headrace.log.reading import read_to
 from headrace.record import TopicPartition
-from headrace.runtime.topics import check_topics, used_topics
+from headrace.runtime.workers.topics import check_topics, used_topics
 from headrace.topology.change import Change, Kept, Verdict, abandoned, compare, read, to_reset
 from headrace.topology.plan import Plan
 

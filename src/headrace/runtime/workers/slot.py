@@ -15,13 +15,13 @@ from headrace.log.api import Lease, Log, Reader, Writer
 from headrace.log.slices import BatchPieces
 from headrace.metrics import TaskMetrics
 from headrace.record import RecordBatch, TopicPartition
-from headrace.runtime.bounds import Bounds
-from headrace.runtime.edges import Append
-from headrace.runtime.lifecycle import Phase, moved
-from headrace.runtime.placement import Placement
-from headrace.runtime.pressure import Facts
-from headrace.runtime.setbacks import Setback
-from headrace.runtime.task import Task
+from headrace.runtime.tasks.edges import Append
+from headrace.runtime.tasks.task import Task
+from headrace.runtime.workers.bounds import Bounds
+from headrace.runtime.workers.lifecycle import Phase, moved
+from headrace.runtime.workers.placement import Placement
+from headrace.runtime.workers.pressure import Facts
+from headrace.runtime.workers.setbacks import Setback
 from headrace.settings import Settings
 from headrace.state.api import Store
 from headrace.topology.plan import SubTopology, TaskId

@@ -40,7 +40,7 @@ import msgspec
 
 from headrace.errors import FatalError
 from headrace.record import JoinedBytes, Origin, Progress, RecordBatch, TopicPartition
-from headrace.runtime.edges import Append, first_in
+from headrace.runtime.tasks.edges import Append, first_in
 from headrace.state.api import Store, WriteBatch
 from headrace.state.decoding import unreadable
 from headrace.state.keys import decode_time, encode_time, prefix_end, store_prefix

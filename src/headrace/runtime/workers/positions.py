@@ -10,7 +10,7 @@ from enum import Enum
 from headrace.errors import FatalError, NotFoundError
 from headrace.log.api import Log
 from headrace.record import TopicPartition
-from headrace.runtime.slot import Slot
+from headrace.runtime.workers.slot import Slot
 
 _log = logging.getLogger("headrace")
 

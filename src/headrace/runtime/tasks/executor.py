@@ -22,13 +22,13 @@ from headrace.operators.interval_join import LATE_RIGHT
 from headrace.operators.retrying import ErrorPolicy, Retry, final_policy
 from headrace.operators.windowed import LATE
 from headrace.record import Progress, RecordBatch, TopicPartition
-from headrace.runtime.edges import DEFAULT_HASH, NO_LIMITS, Append, Edge, Hash, edge_of
-from headrace.runtime.failures import Failure, Failures, is_letters
-from headrace.runtime.outbox import Outbox
-from headrace.runtime.parking import Pause, Work
-from headrace.runtime.tally import Tally
-from headrace.runtime.times import ChainTime, Mark, meet
-from headrace.runtime.ways import Way, by_port, interleave, taking_sides
+from headrace.runtime.tasks.edges import DEFAULT_HASH, NO_LIMITS, Append, Edge, Hash, edge_of
+from headrace.runtime.tasks.failures import Failure, Failures, is_letters
+from headrace.runtime.tasks.outbox import Outbox
+from headrace.runtime.tasks.parking import Pause, Work
+from headrace.runtime.tasks.tally import Tally
+from headrace.runtime.tasks.times import ChainTime, Mark, meet
+from headrace.runtime.tasks.ways import Way, by_port, interleave, taking_sides
 from headrace.topology.graph import Node, Repartition, Sink, Step
 from headrace.topology.plan import Plan, SubTopology, TaskId, must_stop_for_time
 

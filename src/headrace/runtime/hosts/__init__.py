@@ -1,0 +1,1 @@
+"""Processes: what drives workers, watches them and tells of them."""

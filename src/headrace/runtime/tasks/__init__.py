@@ -1,0 +1,1 @@
+"""One task: what happens to its records, and what it knows. Logic, without effects."""
