@@ -28,7 +28,7 @@ from headrace.log.opening import open_log
 from headrace.metrics import Metrics
 from headrace.record import TopicPartition
 from headrace.runtime.hosts.host import Host
-from headrace.runtime.hosts.http import Check, StatusServer
+from headrace.runtime.hosts.serving import serve
 from headrace.runtime.hosts.status import RunStatus, WorkerStatus, combined, explain
 from headrace.runtime.hosts.supervisor import Report, supervise
 from headrace.runtime.hosts.watching import TopicWatch
@@ -256,7 +256,7 @@ def _run_one(
     metrics = Metrics(version("headrace"))
     total = _left(planned, log, settings, bounds)
     hosted: list[Host] = []
-    server = _serve(
+    server = serve(
         settings,
         metrics.exposition,
         lambda: all(h.live() for h in hosted),
@@ -295,7 +295,7 @@ def _run_many(
     ends = None if bounds is None else dict(bounds.ends)
     with supervise(run_worker, (spec, settings, ends), settings) as group:
         latest: list[WorkerStatus] = []
-        server = _serve(settings, group.exposition, group.live, lambda: (group.ready(), explain(latest)))
+        server = serve(settings, group.exposition, group.live, lambda: (group.ready(), explain(latest)))
         url = server.url if server else None
         last = RunStatus("starting", settings.workers, 0, 0, 0, total, 0, 0, 0, 0, None, url)
         try:
@@ -456,16 +456,6 @@ def _stopped_by_signals(stop: Callable[[], None], *, interrupt: bool = True) -> 
         for number, handler in before.items():
             if not interrupted:
                 signal.signal(number, handler)
-
-
-def _serve(
-    settings: Settings, exposition: Callable[[], bytes], live: Callable[[], bool], ready: Check
-) -> StatusServer | None:
-    if settings.metrics_port == 0:
-        return None
-    server = StatusServer(settings.metrics_host, settings.metrics_port, exposition, lambda: (live(), {}), ready)
-    server.start()
-    return server
 
 
 def _overdue(failure: HeadraceError | None, settings: Settings, report: Report | None = None) -> None:

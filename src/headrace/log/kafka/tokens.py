@@ -14,7 +14,6 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
-import aiohttp
 from aiokafka.abc import AbstractTokenProvider
 
 from headrace.clock import Clock
@@ -136,6 +135,8 @@ class GrantedTokens(Tokens):
         raise failure
 
     async def _ask(self) -> Token:
+        import aiohttp  # takes long, and few need it
+
         options = self._options
         form = {"grant_type": "client_credentials"} | ({"scope": options.token_scope} if options.token_scope else {})
         secret = options.secret("token_client_secret")
