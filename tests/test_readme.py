@@ -35,8 +35,8 @@ def commands_of(line: str) -> list[tuple[str, str]]:
 
 def test_ci_runs_the_test_command_of_the_readme() -> None:
     script = (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
-    in_script = [line for line in script if line.endswith("-m pytest")]
-    in_readme = [line for line in FENCED if line.endswith("-m pytest")]
+    in_script = [line for line in script if " -m pytest" in line]
+    in_readme = [line for line in FENCED if " -m pytest" in line]
     assert len(in_script) == 1
     assert in_readme in ([], in_script), "README and .ci/run give the same command"
 
