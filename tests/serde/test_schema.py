@@ -3,6 +3,7 @@
 import enum
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -104,7 +105,9 @@ DESCRIPTIONS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("kind", "described"), DESCRIPTIONS, ids=str)
+@pytest.mark.parametrize(
+    ("kind", "described"), DESCRIPTIONS, ids=lambda value: re.sub(" at 0x[0-9a-f]+", "", str(value))
+)
 def test_what_a_type_is_described_as(kind: Any, described: Any) -> None:
     found = schema_of(kind)
     assert found == described
