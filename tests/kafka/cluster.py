@@ -69,9 +69,9 @@ class Cluster:
             proxy.heal()
         self.start()
 
-    def create(self, topic: str, partitions: int, replication: int) -> None:
-        """Create a topic that takes records as long as one replica is there."""
-        config = {"min.insync.replicas": "1"}
+    def create(self, topic: str, partitions: int, replication: int, *, unclean: bool = False) -> None:
+        """Create a topic that takes records as long as one replica is there, and may let any replica lead."""
+        config = {"min.insync.replicas": "1", "unclean.leader.election.enable": str(unclean).lower()}
         made = NewTopic(topic, partitions, replication_factor=replication, config=config)
         admin = AdminClient({"bootstrap.servers": self.near})
         admin.create_topics([made])[topic].result(30)

@@ -10,7 +10,7 @@ import pytest
 
 from headrace.clock import SystemClock
 from headrace.demo.payments import Payments
-from headrace.errors import RetriableError, SettingsError
+from headrace.errors import NotFoundError, RetriableError, SettingsError
 from headrace.log.kafka import replicas, sending
 from headrace.log.kafka.coordinator import coordinator
 from headrace.log.kafka.log import KafkaLog
@@ -114,6 +114,28 @@ def test_a_partition_that_nobody_leads_for_long(cluster, monkeypatch):
         log.flush()
         with closing(log.reader(PARTS[0], 0)) as reader:
             assert values_of(read_all(reader)) == [b"a", b"b"]
+
+
+def test_a_leader_that_lacks_records(cluster):
+    """Who may let such a one lead may lose records; that is told, and not passed over."""
+    cluster.create("payments", 1, replication=2, unclean=True)
+    with closing(opened(cluster.near)) as log:
+        wait_for(lambda: "payments" in log.topics())
+        log.append(PARTS[0], make_batch([b"a"]))
+        response = log._connection.call(log._connection.metadata(["payments"]))
+        ((_, _, leader, replicas, *_),) = response.topics[0][-1]
+        (follower,) = set(replicas) - {leader}
+        cluster.brokers[follower].kill()
+        log.append(PARTS[0], make_batch([b"b", b"c"]))
+        with closing(log.reader(PARTS[0], 0)) as reader:
+            wait_for(lambda: reader.end_offset() == 3)
+            assert values_of(read_all(reader)) == [b"a", b"b", b"c"]
+            cluster.brokers[leader].kill()
+            cluster.brokers[follower].start()
+            wait_for(lambda: leaders(log)[0] == follower)
+            with pytest.raises(NotFoundError, match="went to offset 3, and ends at 1 now: it lost records"):
+                wait_for(lambda: reader.read(10))
+    cluster.start()
 
 
 def test_records_wait_until_enough_replicas_are_in_sync(cluster, monkeypatch):
