@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from headrace.errors import RecordError, SettingsError
+from headrace.errors import NotFoundError, RecordError, SettingsError
 from headrace.record import TopicPartition
 from headrace.runtime.workers.bounds import Bounds
 from headrace.runtime.workers.lifecycle import Phase
@@ -239,3 +239,14 @@ def test_a_bounded_run_ends_by_itself(place: Place) -> None:
     first, second = place.worker("a", bounds=bounds), place.worker("b", bounds=bounds)
     place.run(first, second, until=lambda: first.done and second.done)
     assert place.counted() == {**dict.fromkeys(range(0, 90, 10), 10), 90: 5}
+
+
+def test_a_topic_that_is_made_again_is_not_the_one_that_was_read(place: Place) -> None:
+    place.put(0, rows(0, 95))
+    reading = place.worker("a")
+    place.run(reading, until=lambda: reading.totals.records_in["in"] == 95)
+    place.log.delete_topic("in")
+    place.log.create_topic("in", 2)
+    with pytest.raises(NotFoundError, match="topic in was deleted while it was in use"):
+        place.run(reading, until=lambda: reading.done)
+    reading.close()

@@ -68,7 +68,7 @@ def first_offsets(
     """
     found: dict[TopicPartition, int] = {}
     for partition, position in positions.items():
-        place = Place(partition, position, log.start_offset(partition), log.end_offset(partition))
+        place = _place(partition, position, log)
         if place.fit is Fit.BEYOND and partition.topic in internal:
             _log.warning(
                 "task %s has read internal partition %s up to offset %d, and it ends at %d now: what was lost there is "
@@ -85,6 +85,10 @@ def first_offsets(
             _may_leave_out(task, place, lost_records, internal=partition.topic in internal)
             found[partition] = place.start
     return found
+
+
+def _place(partition: TopicPartition, position: int, log: Log) -> Place:
+    return Place(partition, position, log.start_offset(partition), log.end_offset(partition))
 
 
 def _may_leave_out(task: str, place: Place, lost_records: str, *, internal: bool) -> None:
@@ -117,6 +121,9 @@ def pass_over(slot: Slot, log: Log, internal: frozenset[str], lost_records: str)
     """
     positions = {partition: reader.position for partition, reader in slot.readers.items()}
     try:
+        for partition, position in positions.items():
+            if partition.topic not in internal and _place(partition, position, log).fit is Fit.BEYOND:
+                return False  # nor is it the topic that the task has read so far
         firsts = first_offsets(str(slot.id), positions, log, internal=internal, lost_records=lost_records)
     except NotFoundError:
         return False  # the topic itself is gone, as the reader says
