@@ -10,13 +10,14 @@ from functools import partial
 
 import pytest
 
-from headrace.errors import FencedError, InvalidError
+from headrace.errors import FatalError, FencedError, InvalidError
 from headrace.record import ID_HEADER, JoinedBytes, RecordBatch, TopicPartition
 from headrace.testing.conformance.log_support import until
 from tests.e2e import test_outbox as outbox
 from tests.e2e.harness import kill_all, wait_for, workers_of
 from tests.kafka import foreign
 from tests.kafka.broker import REMEDY, JavaBroker, has_java
+from tests.kafka.clean import alter
 from tests.kafka.site import KafkaSite
 
 OUT, NOTES = TopicPartition("out", 0), TopicPartition("notes", 0)
@@ -100,6 +101,17 @@ def test_a_record_that_is_too_large_is_refused_and_nothing_of_it_is_seen(site, l
     with pytest.raises(InvalidError):
         writer.write([(OUT, rows(b"small")), (OUT, rows(os.urandom(1_500_000)))], b"large")
     assert log.writer(NAME, NOTES).note is None
+    assert committed(site) == []
+
+
+def test_what_the_topic_does_not_take_is_said(site, log):
+    alter(site.address, "out", "cleanup.policy", "compact")
+    keyless = RecordBatch([1, 2], [b"k", None], JoinedBytes.of([b"a", b"b"]))
+    with pytest.raises(FatalError, match="out/0: 1 of them have no key, and topic out keeps"):
+        log.writer(NAME, NOTES).write([(OUT, keyless)], b"first")
+    alter(site.address, "out", "message.timestamp.before.max.ms", 1000)
+    with pytest.raises(FatalError, match="refuse the time of records for out/0: they are of 1970"):
+        log.writer(NAME, NOTES).write([(OUT, rows(b"old"))], b"second")
     assert committed(site) == []
 
 

@@ -31,7 +31,6 @@ from aiokafka.errors import (
     InvalidTxnState,
     KafkaError,
     LeaderNotAvailableError,
-    MessageSizeTooLargeError,
     NotCoordinatorError,
     OperationNotAttempted,
     OutOfOrderSequenceNumber,
@@ -53,6 +52,7 @@ from headrace.log.kafka.connection import Connection
 from headrace.log.kafka.coordinator import TRANSACTION, coordinator
 from headrace.log.kafka.offsets import EARLIEST, LATEST, READ_UNCOMMITTED, Offsets, leader_of
 from headrace.log.kafka.topics import Topics
+from headrace.log.kafka.unsent import REFUSED, refusal
 from headrace.log.reading import read_to
 from headrace.log.slices import BatchPieces
 from headrace.record import RecordBatch, TopicPartition
@@ -212,11 +212,14 @@ class KafkaWriter:
         response = await self._send(leader, request)
         for topic, answers in response.topics:
             for number, code, *_ in answers:
-                error = for_code(code)
-                if code and error is not DuplicateSequenceNumber:
+                partition = TopicPartition(topic, number)
+                if code in REFUSED:
+                    batch = left[partition]
+                    raise await refusal(self._connection, self._topics, partition, batch, len(batch), for_code(code)())
+                if code and for_code(code) is not DuplicateSequenceNumber:
                     failed = self._failure(code)
                 else:
-                    del left[TopicPartition(topic, number)]
+                    del left[partition]
         if failed is not None:
             if getattr(failed, "invalid_metadata", False):
                 await self._connection.metadata(None)
@@ -279,10 +282,6 @@ class KafkaWriter:
             return RetriableError(f"{told} must be opened again: a broker did not answer ({error})")
         if isinstance(error, _ANEW):
             return RetriableError(f"{told} must be opened again: the brokers say {type(error).__name__}")
-        if isinstance(error, MessageSizeTooLargeError):
-            return InvalidError(
-                f"{told}: the brokers refuse records, as they are too large", remedy="Raise max.message.bytes"
-            )
         if isinstance(error, TransactionalIdAuthorizationFailed):
             error = TransactionalIdAuthorizationFailed(f"Write on transactional id {self._name!r}")
         if isinstance(error, InvalidTransactionTimeout):

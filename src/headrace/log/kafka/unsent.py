@@ -20,6 +20,8 @@ from headrace.log.kafka.connection import Connection
 from headrace.log.kafka.topics import Topics
 from headrace.record import TopicPartition
 
+REFUSED = (10, 32, 87)
+"""Codes for what no other attempt can mend: records too large, of a time that the topic does not take, or invalid."""
 _NAMED = 3
 """How many of the partitions that wait are named."""
 
