@@ -102,6 +102,28 @@ class Behind(SystemClock):
         return super().now_ms() - 3_600_000
 
 
+class Ahead(SystemClock):
+    """A clock that can be put forward."""
+
+    ahead_ms = 0
+
+    def monotonic_ms(self):
+        return super().monotonic_ms() + self.ahead_ms
+
+
+def test_who_stood_still_past_its_session_does_not_know_what_it_holds(open_log):
+    clock = Ahead()
+    member = join(open_log(clock), "one")
+    settled(member, shares=[4])
+    assert member.poll().confirmed
+    clock.ahead_ms += 3_000
+    found = member.poll()
+    assert len(found.leases) == 4
+    assert not found.confirmed
+    until(lambda: member.poll().confirmed)
+    member.leave()
+
+
 def test_epochs_grow_from_one_life_of_a_group_to_the_next(open_log):
     """Commands follow each other within a second, and each is all of the group there is."""
     log, last = open_log(), {}

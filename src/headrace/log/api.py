@@ -86,6 +86,9 @@ class Assignment(NamedTuple):
     """Units that others hold and that are meant for it."""
     copies: frozenset[str] = frozenset()
     """Units of others of which it should have a copy, and say so (``copied``): they may come to it."""
+    confirmed: bool = True
+    """Whether the group has heard of the member within its session. If not, others may have its units by now without
+    its knowing, as after the process stood still: it goes on with what it has at hand, and begins nothing."""
 
 
 Assign = Callable[[Sequence[str], Sequence[str], Mapping[str, str]], Mapping[str, str]]

@@ -134,18 +134,21 @@ class Grant:
         of = {unit: Known(*fields) for unit, fields in known.items()}
         return cls(member_id, generation, held, revoked, of, instances, fenced, *rest)
 
-    def assignment(self, released: Collection[str] = (), overdue: Collection[str] = ()) -> Assignment:
+    def assignment(
+        self, released: Collection[str] = (), overdue: Collection[str] = (), *, confirmed: bool = True
+    ) -> Assignment:
         """Return what the member should run.
 
         Args:
             released: What it has released since.
             overdue: What it has kept long enough for its next holder.
+            confirmed: Whether the group has heard of it within its session.
         """
         held = {unit: Lease(unit, epoch) for unit, epoch in sorted(self.leases.items()) if unit not in released}
         going = frozenset(self.outgoing) & held.keys()
         return Assignment(
             self.generation, held, going.intersection([*overdue, *self.revoked]), going, frozenset(self.incoming),
-            frozenset(self.copies),
+            frozenset(self.copies), confirmed,
         )  # fmt: skip
 
 

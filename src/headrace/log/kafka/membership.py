@@ -107,6 +107,8 @@ class KafkaMembership:
         """Whether the broker does not know this member any more, which may have two reasons if it is static."""
         self._failure: HeadraceError | None = None
         self._node: int | None = None
+        self._heard_ms = 0
+        """When this member last said something that the broker then answered well, by a clock that never goes back."""
         self._beat = asyncio.Event()
         self._beaten = 0.0
         self._task: asyncio.Task[None] | None = None
@@ -128,7 +130,7 @@ class KafkaMembership:
         now_ms = self._clock.monotonic_ms()
         self._waited = waited(self._waited, set(has.grant.outgoing) - has.released, now_ms)
         overdue = {unit for unit, since_ms in self._waited.items() if now_ms - since_ms >= self._handoff_timeout_ms}
-        return has.grant.assignment(has.released, overdue)
+        return has.grant.assignment(has.released, overdue, confirmed=now_ms - self._heard_ms < self._timeout_ms)
 
     def release(self, unit: str) -> None:
         """Give up a unit; the group learns of it in a rebalance. Idempotent."""
@@ -275,8 +277,10 @@ class KafkaMembership:
             self._beat.clear()
             if loop.time() - self._beaten >= _BEAT_S:
                 self._beaten = loop.time()
+                said_ms = self._clock.monotonic_ms()
                 code = (await self._ask(HeartbeatRequest(self._group, self._generation, self._instance))).error_code
                 self._check_code(code)
+                self._heard_ms = said_ms
 
     async def _told(self, timeout_s: float) -> bool:
         """Wait for the worker to say that it lives, or has released something; return whether it did."""
@@ -310,10 +314,12 @@ class KafkaMembership:
         self._check_code(response.error_code)
         self._instance, self._generation, self._doubts = response.member_id, response.generation_id, False
         answers = await self._lead(response.members) if response.leader_id == response.member_id else []
+        said_ms = self._clock.monotonic_ms()
         sync = await self._ask(
             SyncGroupRequest(self._group, self._generation, self._instance, self._instance_id, answers)
         )
         self._check_code(sync.error_code)
+        self._heard_ms = said_ms
         got = Grant.decode(ConsumerProtocolMemberAssignment.decode(sync.member_assignment).user_data)
         # What happened while the group settled is news to the leader; what was released is still ours as it sees it.
         now = self._has

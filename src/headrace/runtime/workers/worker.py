@@ -180,7 +180,8 @@ class Worker:
 
     def _holds(self, lease: Lease) -> bool:
         try:
-            return self.membership.poll().leases.get(lease.unit) == lease
+            assignment = self.membership.poll()
+            return assignment.confirmed and assignment.leases.get(lease.unit) == lease
         except FencedError:
             return False
         except HeadraceError:
@@ -209,7 +210,7 @@ class Worker:
                 continue
             if self._draining or unit in assignment.outgoing:
                 self.membership.release(unit)
-            else:
+            elif assignment.confirmed:
                 self._begin_restoring(lease)
         self._moving = bool(assignment.incoming or assignment.outgoing)
         restoring = [unit for unit, slot in self._slots.items() if slot.phase is Phase.RESTORING]
