@@ -152,13 +152,14 @@ class JavaBroker:
         archive: str = "",
         java: Sequence[str] = FAST_START,
     ) -> None:
-        self._port, controller_port = port or free_port(), free_port()
-        self.address = f"127.0.0.1:{self._port}"
+        own_port, controller_port = port or free_port(), free_port()
+        self.address = f"127.0.0.1:{own_port}"
         self._told = directory / "broker.log"
         self._file = directory / "server.properties"
-        settings = properties(self._port, controller_port, directory / "data")
+        settings = properties(own_port, controller_port, directory / "data")
         if more is not None:
             settings = more(settings)
+        self._listens = [int(listener.rpartition(":")[2]) for listener in settings["listeners"].split(",")]
         options = []
         for name, password in (users or {}).items():
             options += ["--add-scram", f"SCRAM-SHA-512=[name={name},iterations=4096,password={password}]"]
@@ -170,13 +171,14 @@ class JavaBroker:
         subprocess.run(command, capture_output=True, check=True)
 
     def start(self) -> None:
-        """Start it if it does not run, and wait until it listens."""
+        """Start it if it does not run, and wait until it listens everywhere."""
         if self._process is not None:
             return
         with self._told.open("ab") as output:
             command = [*self._java, "kafka.Kafka", str(self._file)]
             self._process = subprocess.Popen(command, stdout=output, stderr=output)
-        _wait_for(self._port, self._check)
+        for port in self._listens:
+            _wait_for(port, self._check)
 
     def kill(self) -> None:
         """Kill it; idempotent."""
