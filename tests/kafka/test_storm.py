@@ -74,8 +74,8 @@ def machines(*made: Machine) -> Iterator[tuple[Machine, ...]]:
     finally:
         for machine in made:
             if machine.process is not None:
-                machine.process.kill()
-                machine.process.communicate()
+                with machine.process:  # which closes what it has open and waits, whatever was read of it already
+                    machine.process.kill()
 
 
 class Watch:
