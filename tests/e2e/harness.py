@@ -21,6 +21,7 @@ from headrace.clock import SystemClock
 from headrace.demo.payments import Payments
 from headrace.log.embedded.log import EmbeddedLog
 from headrace.record import JoinedBytes, Record, RecordBatch, TopicPartition
+from headrace.testing.conformance.log_support import read_all
 
 ROOT = Path(__file__).parents[2]
 HEADRACE = str(Path(sys.executable).with_name("headrace"))
@@ -76,8 +77,9 @@ class Site:
         log = self.open()
         records = []
         for partition in range(log.topics()[topic].partitions if topic in log.topics() else 0):
-            reader = log.reader(TopicPartition(topic, partition), log.start_offset(TopicPartition(topic, partition)))
-            while (batch := reader.read(100_000)) is not None:
+            place = TopicPartition(topic, partition)
+            reader = log.reader(place, log.start_offset(place))
+            for batch in read_all(reader, 100_000):
                 records += [] if batch.control else batch.records(topic, partition)
             reader.close()
         log.close()

@@ -6,9 +6,11 @@ import threading
 from collections.abc import Iterator
 
 from headrace.errors import RetriableError
-from headrace.log.api import Reader
-from headrace.record import RecordBatch
+from headrace.log.api import Log, Reader
+from headrace.record import RecordBatch, TopicPartition
 
+_COUNTED_RECORDS = 4096
+"""How many records are read at a time where they are counted."""
 _PAUSE_S = 0.02
 _PAUSES = 1500
 """As many in a row are 30 seconds, after which nobody waits any longer."""
@@ -37,3 +39,23 @@ def read_to(reader: Reader, end: int, max_records: int) -> Iterator[RecordBatch]
             if empty > _PAUSES:
                 raise RetriableError(f"the log sends nothing of a partition from offset {reader.position} on")
             patience.wait(_PAUSE_S)
+
+
+def count_records(log: Log, partition: TopicPartition, position: int) -> int:
+    """Return how many records a partition has from an offset on; what only producers and readers see is none.
+
+    Args:
+        log: The log.
+        partition: The partition.
+        position: An offset that is kept.
+
+    Raises:
+        NotFoundError: there is no such partition, or the offset is not kept.
+        RetriableError: the log sends nothing, although more is there.
+    """
+    reader = log.reader(partition, position)
+    try:
+        batches = read_to(reader, log.end_offset(partition), _COUNTED_RECORDS)
+        return sum(len(batch) for batch in batches if not batch.control)
+    finally:
+        reader.close()

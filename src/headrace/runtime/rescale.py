@@ -21,7 +21,7 @@ from headrace.checkpoint.manifest import Manifest
 from headrace.clock import Clock
 from headrace.errors import InvalidError, RetriableError
 from headrace.log.api import Committed, Group, Lease, Log, Membership
-from headrace.log.reading import read_to
+from headrace.log.reading import count_records, read_to
 from headrace.record import TopicPartition
 from headrace.runtime.hosts.host import Host
 from headrace.runtime.splitting import Splitting, split
@@ -303,23 +303,12 @@ def _check_read(site: Site, moves: Moves) -> None:
             partition = partition_of(name)
             width = moves.internal.get(partition.topic)
             if width is not None and partition.partition < width.before and site.log.end_offset(partition) > position:
-                left = _records(site.log, partition, position)
+                left = count_records(site.log, partition, position)
                 if left:
                     raise InvalidError(
                         f"internal partition {partition} holds {left} records that no checkpoint contains",
                         remedy="Run headrace rescale once more; if this stays, run the topology and stop it again",
                     )
-
-
-def _records(log: Log, partition: TopicPartition, position: int) -> int:
-    reader = log.reader(partition, position)
-    count = 0
-    try:
-        for batch in read_to(reader, log.end_offset(partition), _BATCH_ROWS):
-            count += 0 if batch.control else len(batch)
-    finally:
-        reader.close()
-    return count
 
 
 # --- moving

@@ -27,8 +27,9 @@ _NAMED = 3
 
 
 async def refusal(
-    connection: Connection, topics: Topics, partition: TopicPartition, batch: bytes, size: int, error: Exception
-) -> HeadraceError:
+    connection: Connection, topics: Topics, partition: TopicPartition, batch: bytes, size: int,
+    error: KafkaError | AssertionError | NotFoundError,
+) -> HeadraceError:  # fmt: skip
     """Return why a batch was not taken, after the library tried for as long as that made sense.
 
     Args:
@@ -57,8 +58,6 @@ async def refusal(
             return _without_keys(partition, keyless)
     if isinstance(error, TopicAuthorizationFailedError):
         error = TopicAuthorizationFailedError(f"Write on topic {partition.topic!r}")
-    if not isinstance(error, KafkaError):
-        return FatalError(f"sending to {partition} failed: {error!r}")
     cause = connection.translated(error, str(partition))
     # What cannot be sent is lost, even if another try might pass: tasks must go back to their checkpoints.
     return FatalError(cause.message) if isinstance(cause, RetriableError) else cause

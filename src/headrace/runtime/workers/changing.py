@@ -12,16 +12,13 @@ from headrace.checkpoint.manifest import Manifest
 from headrace.checkpoint.upload import in_threads
 from headrace.errors import InvalidError, NotFoundError, TopologyError
 from headrace.log.api import Group, Log
-from headrace.log.reading import read_to
+from headrace.log.reading import count_records
 from headrace.record import TopicPartition
 from headrace.runtime.workers.topics import check_topics, used_topics
 from headrace.topology.change import Change, Kept, Verdict, abandoned, compare, read, to_reset
 from headrace.topology.plan import Plan
 
 _log = logging.getLogger("headrace")
-
-_COUNTED_RECORDS = 4096
-"""How many records are read at a time where they are counted."""
 
 
 def kept_in(manifest: Manifest) -> Kept:
@@ -190,16 +187,9 @@ def _unread(log: Log, positions: Mapping[str, int]) -> int:
 
 def _unread_of(log: Log, partition: TopicPartition, position: int) -> int:
     try:
-        reader = log.reader(partition, max(position, log.start_offset(partition)))
+        return count_records(log, partition, max(position, log.start_offset(partition)))
     except NotFoundError:
         return 0  # the topic was deleted since
-    count = 0
-    try:
-        for batch in read_to(reader, log.end_offset(partition), _COUNTED_RECORDS):
-            count += 0 if batch.control else len(batch)
-    finally:
-        reader.close()
-    return count
 
 
 def partition_of(name: str) -> TopicPartition:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 
@@ -66,29 +66,35 @@ def first_offsets(
     Raises:
         FatalError: a source ends before the position, or records are gone and may not be left out.
     """
+    return _firsts(task, _places(positions, log), internal, lost_records)
+
+
+def _places(positions: Mapping[TopicPartition, int], log: Log) -> list[Place]:
+    return [Place(p, position, log.start_offset(p), log.end_offset(p)) for p, position in positions.items()]
+
+
+def _firsts(
+    task: str, places: Iterable[Place], internal: frozenset[str], lost_records: str
+) -> dict[TopicPartition, int]:
     found: dict[TopicPartition, int] = {}
-    for partition, position in positions.items():
-        place = _place(partition, position, log)
+    for place in places:
+        partition = place.partition
         if place.fit is Fit.BEYOND and partition.topic in internal:
             _log.warning(
                 "task %s has read internal partition %s up to offset %d, and it ends at %d now: what was lost there is "
                 "written again by those who wrote it, if they go on from checkpoints that are older", task, partition,
-                position, place.end,
+                place.position, place.end,
             )  # fmt: skip
         elif place.fit is Fit.BEYOND:
             raise FatalError(
-                f"the checkpoint of task {task} has read partition {partition} up to offset {position}, but the log "
-                f"ends at {place.end}: it lost records, or is another log",
+                f"the checkpoint of task {task} has read partition {partition} up to offset {place.position}, but the "
+                f"log ends at {place.end}: it lost records, or is another log",
                 remedy="Use the log that belongs to these checkpoints, or other checkpoints (--checkpoints)",
             )
         if place.fit is Fit.GONE:
             _may_leave_out(task, place, lost_records, internal=partition.topic in internal)
             found[partition] = place.start
     return found
-
-
-def _place(partition: TopicPartition, position: int, log: Log) -> Place:
-    return Place(partition, position, log.start_offset(partition), log.end_offset(partition))
 
 
 def _may_leave_out(task: str, place: Place, lost_records: str, *, internal: bool) -> None:
@@ -121,12 +127,12 @@ def pass_over(slot: Slot, log: Log, internal: frozenset[str], lost_records: str)
     """
     positions = {partition: reader.position for partition, reader in slot.readers.items()}
     try:
-        for partition, position in positions.items():
-            if partition.topic not in internal and _place(partition, position, log).fit is Fit.BEYOND:
-                return False  # nor is it the topic that the task has read so far
-        firsts = first_offsets(str(slot.id), positions, log, internal=internal, lost_records=lost_records)
+        places = _places(positions, log)
     except NotFoundError:
         return False  # the topic itself is gone, as the reader says
+    if any(place.fit is Fit.BEYOND and place.partition.topic not in internal for place in places):
+        return False  # nor is it the topic that the task has read so far
+    firsts = _firsts(str(slot.id), places, internal, lost_records)
     leave_out(slot, firsts)
     return bool(firsts)
 
