@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import textwrap
 import threading
@@ -126,11 +125,6 @@ def counted(site: Site, topic: str = "out") -> Counts:
         assert (key, start) not in counts, f"window {key} {start} came under two ids"
         counts[key, start] = n
     return counts
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
 
 
 def ask(port: int, path: str) -> tuple[int, str]:

@@ -14,7 +14,8 @@ from headrace.clock import SystemClock
 from headrace.metrics import FAMILIES
 from tests.e2e import language
 from tests.e2e.harness import Site, committed
-from tests.e2e.small import Telling, ask, found, free_port, module, put, rows
+from tests.e2e.small import Telling, ask, found, module, put, rows
+from tests.ports import free_port
 
 TOPOLOGY = """
 from headrace import Topology, agg, tumbling

@@ -22,7 +22,6 @@ from tests.e2e.small import (
     counting,
     counts_of,
     found,
-    free_port,
     holders,
     module,
     objects,
@@ -30,6 +29,7 @@ from tests.e2e.small import (
     rows,
     starting,
 )
+from tests.ports import free_port
 
 HALF = 2_000
 ALL = rows(2 * HALF, keys=200)

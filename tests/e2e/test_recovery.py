@@ -23,13 +23,13 @@ from tests.e2e.small import (
     counting,
     counts_of,
     found,
-    free_port,
     objects,
     put,
     rows,
     starting,
 )
 from tests.obstacles import file_in_place_of
+from tests.ports import free_port
 
 HALF = 1_000
 ALL = rows(2 * HALF, keys=200)

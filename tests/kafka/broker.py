@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from tests.ports import free_port
+
 POM = Path(__file__).with_name("pom.xml")
 IMAGE = "apache/kafka:4.1.1"
 REMEDY = (
@@ -65,13 +67,6 @@ def broker(directory: Path, java: Sequence[str] = FAST_START) -> Iterator[str]:
 def has_java() -> bool:
     """Return whether this machine can run a broker without Docker."""
     return shutil.which("java") is not None and shutil.which("mvn") is not None
-
-
-def free_port() -> int:
-    """Return a port of the loopback that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def properties(port: int, controller_port: int, directory: Path) -> dict[str, str]:

@@ -8,8 +8,9 @@ from pathlib import Path
 import confluent_kafka
 from confluent_kafka.admin import AdminClient, NewTopic
 
-from tests.kafka.broker import JavaBroker, cluster_id, free_port
+from tests.kafka.broker import JavaBroker, cluster_id
 from tests.kafka.proxy import Proxy
+from tests.ports import free_port
 
 BROKERS = (1, 2, 3)
 _LISTENERS = "CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT,FAR:PLAINTEXT"
@@ -31,7 +32,7 @@ class Cluster:
         cluster = cluster_id()
         self.proxies = {node: Proxy(far) for node, (_, far, _) in ports.items()}
         self.near = ",".join(f"127.0.0.1:{near}" for near, _, _ in ports.values())
-        self.far = ",".join(f"127.0.0.1:{proxy.port}" for proxy in self.proxies.values())
+        self.far = ",".join(map(self.far_of, BROKERS))
 
         def made(node: int) -> JavaBroker:
             near, far, controller = ports[node]
@@ -62,6 +63,10 @@ class Cluster:
         """Start what does not run, and wait until it listens."""
         with ThreadPoolExecutor() as pool:
             list(pool.map(JavaBroker.start, self.brokers.values()))
+
+    def far_of(self, node: int) -> str:
+        """Return where clients find a broker behind its proxy."""
+        return f"127.0.0.1:{self.proxies[node].port}"
 
     def mend(self) -> None:
         """Start whoever is dead, and open all ways."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.kafka.broker import JavaBroker, free_port
+from tests.kafka.broker import JavaBroker
 from tests.kafka.certificates import Authority
+from tests.ports import free_port
 
 USER, PASSWORD = "worker", "pass-word-of-worker"
 GUEST, GUEST_PASSWORD = "guest", "pass-word-of-guest"

@@ -20,10 +20,10 @@ from headrace.log.kafka.options import KafkaOptions
 from headrace.record import TopicPartition
 from headrace.testing.conformance.log_support import make_batch, read_all
 from tests.e2e.harness import HEADRACE, ROOT
-from tests.kafka.broker import free_port
 from tests.kafka.granting import granting, serving
 from tests.kafka.msk import Front, Secret, front
 from tests.kafka.secured import PASSWORD, SESSION_MS, USER
+from tests.ports import free_port
 
 LOUD = TopicPartition("loud", 0)
 

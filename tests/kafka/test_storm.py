@@ -22,11 +22,12 @@ from headrace.log.api import Log
 from headrace.record import TopicPartition
 from tests.e2e.feeding import PARTITIONS, Feed
 from tests.e2e.harness import expected, results, wait_for
-from tests.e2e.small import Telling, counted, counts_of, found, free_port, module, put, rows
+from tests.e2e.small import Telling, counted, counts_of, found, module, put, rows
 from tests.e2e.test_metrics import scrape
 from tests.e2e.test_slow_steps import GATED
 from tests.kafka.site import KafkaSite
 from tests.kafka.test_card_spend import committed
+from tests.ports import free_port
 
 STRIKES = int(os.environ.get("HEADRACE_STORM", "6"))
 PER_STRIKE = 600

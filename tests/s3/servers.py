@@ -16,6 +16,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import obstore
 
 from headrace.checkpoint.s3 import Patience, open_s3
+from tests.ports import free_port
 
 BUCKET = "checkpoints"
 QUICK = Patience(
@@ -39,9 +40,7 @@ def opened(url, prefix, patience=QUICK):
 @contextlib.contextmanager
 def moto():
     """Run moto's server as a process of its own; yield its URL, with the bucket made."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     process = subprocess.Popen(
         [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,

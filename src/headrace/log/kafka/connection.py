@@ -82,7 +82,7 @@ class Connection:
         self._learning: asyncio.Task[None] | None = None
         self._learners: list[Callable[[Any], None]] = []
         try:
-            self.client, self.reached = self.call(opened(self.arguments))
+            self.client = self.call(opened(self.arguments))
         except BaseException:
             self._stop()
             raise

@@ -58,6 +58,8 @@ _FENCED_INSTANCE = 82
 _LONGEST_REBALANCE_MS = 30_000
 _COMMIT_S = 20
 _LEAVE_S = 5
+_GOODBYE_S = 2
+"""How long one answer to that may take: a broker that is gone without a word must not have all of the time."""
 
 
 class _InstanceTakenError(Exception):
@@ -205,7 +207,7 @@ class KafkaMembership:
 
     async def _say_goodbye(self) -> None:
         try:
-            code = (await self._ask(LeaveGroupRequest(self._group, self._instance))).error_code
+            code = (await self._ask(LeaveGroupRequest(self._group, self._instance), _GOODBYE_S)).error_code
             if for_code(code) is not UnknownMemberIdError:
                 self._check_code(code)
         except KafkaError:
@@ -385,14 +387,14 @@ class KafkaMembership:
                 raise RetriableError(f"offsets of group {self._group} could not be committed while it settles")
             await self._connection.pause()
 
-    async def _ask(self, request: Any) -> Any:
+    async def _ask(self, request: Any, most_s: float = ANSWER_S) -> Any:
         if self._node is None:
             self._node = await coordinator(self._connection, self._group)
         # Joining takes as long as the others take, and must not keep other requests waiting.
         joins = isinstance(request, JoinGroupRequest | SyncGroupRequest)
         way = f"{_GROUP_CONNECTION}-{'join' if joins else 'beat'}-{id(self)}"
         # Whoever asks again over another connection is still heard before the session is over.
-        beat_s = min(ANSWER_S, max(1.0, self._timeout_ms / 3000))
+        beat_s = min(most_s, max(1.0, self._timeout_ms / 3000))
         return await self._connection.send(self._node, request, group=way, timeout_s=JOIN_S if joins else beat_s)
 
     def _check_code(self, code: int) -> None:

@@ -20,8 +20,8 @@ _ALL_S = 20.0
 _PROBE_S = 2.0
 
 
-async def opened(arguments: Mapping[str, Any]) -> tuple[Client, str]:
-    """Return a client that knows the brokers, and the address where it heard of them: the first that answered.
+async def opened(arguments: Mapping[str, Any]) -> Client:
+    """Return a client that knows the brokers, from the first address that answers.
 
     Args:
         arguments: Those of the client.
@@ -49,7 +49,7 @@ async def opened(arguments: Mapping[str, Any]) -> tuple[Client, str]:
             await client.close()
             raise
         else:
-            return client, address
+            return client
     final = [failure for failure in failures if not isinstance(failure, RetriableError)]
     if final or len(failures) == 1:
         raise (final or failures)[0]

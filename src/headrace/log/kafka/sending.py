@@ -84,14 +84,14 @@ class Sender:
 
     async def _open(self) -> AIOKafkaProducer:
         codec = self._connection.options.compression
-        reached = {"bootstrap_servers": self._connection.reached, "request_timeout_ms": _ANSWER_MS}
-        arguments = self._connection.arguments | reached
+        arguments = self._connection.arguments | {"request_timeout_ms": _ANSWER_MS}
+        metadata = await self._connection.metadata(None)
         # Twice the size: the builder also refuses what is only nearly too large.
         producer = AIOKafkaProducer(
             **arguments, acks="all", enable_idempotence=True, max_batch_size=2 * _BATCH_BYTES,
             max_request_size=2 * _BATCH_BYTES, compression_type=None if codec == "none" else codec,
         )  # fmt: skip
-        keep_sessions(producer, arguments)
+        keep_sessions(producer, arguments, metadata)
         # What has no leader waits for one, as it does for a leader that cannot be reached.
         producer._message_accumulator._batch_ttl = math.inf
         self._connection.also(producer.client.cluster.update_metadata)
@@ -101,7 +101,7 @@ class Sender:
         try:
             await producer.start()
         except BaseException:
-            await producer.client.close()
+            await producer.stop()
             raise
         self._connection.at_end(self._close)
         return producer

@@ -143,15 +143,20 @@ class Client(AIOKafkaClient):  # type: ignore[misc]
         """
         for host, port, _ in self.hosts:
             try:
-                self.cluster.update_metadata(await self._metadata_from(host, port))
+                metadata = await self._metadata_from(host, port)
             except _FAULTS as error:
                 failure = error
             else:
-                self._sync_task = asyncio.create_task(self._md_synchronizer())
+                self.begin(metadata)
                 return
         if isinstance(failure, HeadraceError):
             raise failure
         raise KafkaConnectionError("no broker can be reached") from failure
+
+    def begin(self, metadata: Any) -> None:
+        """Know what a broker has said, and keep it fresh from now on."""
+        self.cluster.update_metadata(metadata)
+        self._sync_task = asyncio.create_task(self._md_synchronizer())
 
     async def _metadata_from(self, host: str, port: int) -> Any:
         connection = await self._connected(host, port)
@@ -231,6 +236,18 @@ class Client(AIOKafkaClient):  # type: ignore[misc]
             connection.close(reason=CloseReason.CONNECTION_TIMEOUT)
 
 
+class _Second(Client):
+    """A client that begins with what another one was told: the first addresses may be gone meanwhile."""
+
+    def __init__(self, metadata: Any, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self._metadata = metadata
+
+    async def bootstrap(self) -> None:
+        """Begin; connects to nobody yet."""
+        self.begin(self._metadata)
+
+
 @dataclass(frozen=True, slots=True)
 class _Trouble:
     """Why there is no connection, since when, and when to try again."""
@@ -256,9 +273,15 @@ class _Trouble:
         return self.refused and now - self.since >= _REFUSED_S
 
 
-def keep_sessions(producer: AIOKafkaProducer, arguments: Mapping[str, Any]) -> None:
-    """Give a producer, before it starts, a client whose connections last."""
-    client = Client(**arguments)
+def keep_sessions(producer: AIOKafkaProducer, arguments: Mapping[str, Any], metadata: Any) -> None:
+    """Give a producer, before it starts, a client whose connections last, and that knows the brokers already.
+
+    Args:
+        producer: Whose client is replaced.
+        arguments: Those of the client.
+        metadata: What a broker has said, lately.
+    """
+    client = _Second(metadata, **arguments)
     client.cluster = producer.client.cluster
     producer.client = producer._sender.client = client
 
