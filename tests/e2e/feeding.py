@@ -53,6 +53,18 @@ class Feed:
             self._thread.join()
             self._log.close()
 
+    @contextmanager
+    def meanwhile(self) -> Iterator[Feed]:
+        """Append for as long as the block lasts, and no longer."""
+        self._thread.start()
+        try:
+            yield self
+        finally:
+            self._given_up = True
+            self.allow(self._payments.count)
+            self._thread.join()
+            self._log.close()
+
     def allow(self, payments: int) -> None:
         """Let it append this many more."""
         self._allowed.release(max(1, payments // self._batch))

@@ -185,13 +185,13 @@ def _command(pid: int) -> bytes:
 
 
 def kill_all(process: subprocess.Popen[str]) -> None:
-    """Kill the command and everything it started, and wait for its end."""
+    """Kill the command and everything it started, and wait for its end; what it said shows if the test fails."""
     try:
         os.killpg(process.pid, signal.SIGKILL)
     except ProcessLookupError:
         pass
     if process.stdout is not None and not process.stdout.closed:
-        process.communicate()
+        print(process.communicate()[0], end="")
 
 
 def committed(site: Site, group: str) -> int:

@@ -18,10 +18,10 @@ from headrace.settings import Settings
 from headrace.testing.conformance.log_support import assign_evenly, until
 from tests.e2e.harness import wait_for
 from tests.kafka.clean import wipe
+from tests.kafka.machines import Machine, beyond, check, fed, holders, positions
+from tests.kafka.machines import machines as machines_with
 from tests.kafka.site import KafkaSite
 from tests.kafka.test_groups import settled
-from tests.kafka.test_storm import Machine, beyond, check, fed, holders, positions
-from tests.kafka.test_storm import machines as machines_with
 
 UNITS = {f"t-{i}": [TopicPartition("payments", i)] for i in range(5)}
 LONG_MS = 60_000

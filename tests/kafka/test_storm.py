@@ -12,71 +12,23 @@ import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass, field
 from functools import partial
 from urllib.error import URLError
 
 from headrace.clock import SystemClock
-from headrace.demo.payments import Payments
 from headrace.log.api import Log
-from headrace.record import TopicPartition
-from tests.e2e.feeding import PARTITIONS, Feed
-from tests.e2e.harness import expected, results, wait_for
+from tests.e2e.feeding import PARTITIONS
+from tests.e2e.harness import wait_for
 from tests.e2e.small import Telling, counted, counts_of, found, module, put, rows
 from tests.e2e.test_metrics import scrape
 from tests.e2e.test_slow_steps import GATED
-from tests.kafka.site import KafkaSite
+from tests.kafka.machines import LIVELY, Machine, beyond, check, fed, holders, machines, positions
 from tests.kafka.test_card_spend import committed
 from tests.ports import free_port
 
 STRIKES = int(os.environ.get("HEADRACE_STORM", "6"))
 PER_STRIKE = 600
 """Records that the worker which stays reads between two strikes: about a second."""
-LIVELY = {
-    "HEADRACE_CHECKPOINT_INTERVAL": "200ms", "HEADRACE_BATCH_RECORDS": "100",
-    "HEADRACE_SESSION_TIMEOUT": "2s", "HEADRACE_HEARTBEAT_INTERVAL": "500ms",
-}  # fmt: skip
-PAYMENTS = Payments(
-    count=2_000_000, customers=500, duration_ms=2_000_000 * 4, duplicate_share=0.02, late_share=0.01
-)  # more than any storm gets to see
-
-
-@dataclass
-class Machine:
-    """A machine with a disk of its own, on which one worker runs at a time."""
-
-    site: KafkaSite
-    name: str
-    more: dict[str, str] = field(default_factory=dict)
-    process: subprocess.Popen[str] | None = None
-
-    def start(self) -> None:
-        state = {"HEADRACE_STATE_DIR": str(self.site.folder / self.name)}
-        self.process = self.site.start("run", "topologies.card_spend", **(LIVELY | state | self.more))
-
-    def end(self, number: int) -> str:
-        """End it by a signal and return what it said; a worker that is told to stop does so in order."""
-        assert self.process is not None
-        assert self.process.poll() is None, self.process.communicate()[0]
-        self.process.send_signal(number)
-        output, _ = self.process.communicate(timeout=60)
-        # Before it has learned what to do with a SIGTERM, it dies of it.
-        assert self.process.returncode in ((0, -number) if number == signal.SIGTERM else (-number,)), output
-        assert "Traceback" not in output, output
-        self.process = None
-        return output
-
-
-@contextmanager
-def machines(*made: Machine) -> Iterator[tuple[Machine, ...]]:
-    """Have machines for as long as the block lasts."""
-    try:
-        yield made
-    finally:
-        for machine in made:
-            if machine.process is not None:
-                with machine.process:  # which closes what it has open and waits, whatever was read of it already
-                    machine.process.kill()
 
 
 class Watch:
@@ -117,13 +69,6 @@ class Watch:
             seen[task] = (value, now_ms) if value != before else (before, since_ms)
         self._seen = seen
         self.rebalances = int(sum(value for _, value in samples.get("rebalances_total", [])))
-
-
-def check(site: KafkaSite) -> None:
-    """Let the rest be worked off, and compare with SQL."""
-    site.run("run", "topologies.card_spend", "--until-end", "--workers", "2", **LIVELY)
-    records = site.read("spend-per-minute")
-    assert results(records) == expected(site)
 
 
 def test_who_stays_goes_on_through_a_storm(site):
@@ -173,21 +118,6 @@ def reads(watch: Watch, goal: int) -> bool:
     return watch.read >= goal
 
 
-@contextmanager
-def fed(site: KafkaSite) -> Iterator[Log]:
-    """Let payments come for as long as the block lasts, and no longer."""
-    log = site.open()
-    feed = Feed(site, PAYMENTS, batch=50, pause_s=0.02, eager=True)
-    feed._thread.start()
-    try:
-        yield log
-    finally:
-        feed._given_up = True
-        feed._thread.join()
-        feed._log.close()
-        log.close()
-
-
 def test_one_that_stands_still_and_goes_on(site):
     """It is stopped in the middle of a checkpoint, past its session; another has its tasks when it comes back."""
     one, two = Machine(site, "one"), Machine(site, "two")
@@ -212,23 +142,6 @@ def test_one_that_stands_still_and_goes_on(site):
         assert said.count("this worker was taken for dead and lost its tasks; it joins again") == 1, said
         assert "taken for dead" not in two.end(signal.SIGTERM)
     check(site)
-
-
-def holders(log: Log, group: str = "card-spend") -> list[int]:
-    """Return how many tasks each worker of a group has."""
-    return sorted(len(member.units) for member in log.group(group).members())
-
-
-def positions(log: Log) -> list[int]:
-    """Return how far each partition was committed."""
-    known = log.group("card-spend").committed()
-    parts = [known.get(TopicPartition("payments", number)) for number in range(PARTITIONS)]
-    return [0 if part is None else part.offset for part in parts]
-
-
-def beyond(log: Log, before: list[int], records: int) -> bool:
-    """Return whether every partition was worked on since."""
-    return all(now > then + records // PARTITIONS for now, then in zip(positions(log), before, strict=True))
 
 
 def test_a_step_that_takes_longer_than_a_session_costs_nothing(site):

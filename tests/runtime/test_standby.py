@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -11,10 +12,14 @@ from typing import Any
 
 import pytest
 
+from headrace.checkpoint.checkpoints import Checkpoints
+from headrace.checkpoint.store import Digest, Objects, open_objects
+from headrace.log.memory import MemoryLog
 from headrace.runtime.workers.lifecycle import Phase
+from headrace.runtime.workers.standby import Copy, Following
 from headrace.runtime.workers.standby import Place as Directory
 from headrace.runtime.workers.worker import Worker
-from tests.runtime.workers import Place, rows
+from tests.runtime.workers import Clock, Place, rows
 
 
 @pytest.fixture
@@ -183,6 +188,75 @@ def test_a_copy_that_broke_off_goes_on_with_a_file_that_it_has_linked(
         hidden.rename(last)
     place.run(first, second, until=lambda: len(running(first)) == len(running(second)) == 1)
     drain(place, first, second)
+
+
+class Hurried:
+    """A checkpoint store whose task saves new checkpoints while one of its files is fetched, so that the rest is gone.
+
+    Args:
+        objects: The store.
+        save: Saves one more checkpoint.
+        times: How often.
+    """
+
+    def __init__(self, objects: Objects, save: Callable[[], None], times: int) -> None:
+        self._objects = objects
+        self._save = save
+        self._left = times
+        self.downloads: Counter[str] = Counter()
+        """By name, how often a file was fetched or should have been."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._objects, name)
+
+    def download(self, path: str, file: Path, new_digest: Callable[[], Digest]) -> tuple[int, str] | None:
+        got = self._objects.download(path, file, new_digest)
+        self.downloads["kept" if got is not None and file.read_bytes() == b"kept" else "new"] += 1
+        if self._left > 0:
+            self._left -= 1
+            for _ in range(3):  # of which two are kept
+                self._save()
+        return got
+
+
+@pytest.mark.parametrize(("times", "whole"), [(3, True), (1_000, False)])
+def test_a_copy_that_is_overtaken_takes_the_next_checkpoint_and_holds_up_nobody(
+    tmp_path: Path, times: int, whole: bool
+) -> None:
+    """A task may checkpoint faster than it can be copied."""
+    objects = open_objects("memory://", {})
+    owner = Checkpoints(objects, "t")
+    state = tmp_path / "state"
+    state.mkdir()
+    (state / "000001.sst").write_bytes(b"kept")
+    saved = [owner.claim("a", 1, None, 0)]
+
+    def save() -> None:
+        for name in ("CURRENT", "MANIFEST"):
+            (state / name).write_bytes(b"%d %b" % (len(saved), name.encode()))
+        saved.append(owner.save(saved[-1], state, {}, {}, 0))
+        owner.prune(saved[-1])
+
+    save()
+    group = MemoryLog(Clock()).group("t")
+    settings = {"session_timeout_ms": 1_000_000, "handoff_timeout_ms": 1_000_000}
+    holder = group.join("holder", {"a": []}, lambda members, units, _: dict.fromkeys(units, members[-1]), **settings)
+    assert holder.poll().leases
+    comes = group.join("next", {"a": []}, lambda members, units, _: dict.fromkeys(units, members[-1]), **settings)
+    assert comes.poll().incoming == holder.poll().outgoing == {"a"}
+    assert not holder.poll().revoked
+    hurried = Hurried(objects, save, times)
+    copy = Copy("a", tmp_path / "copies" / "a")
+    place = Directory(tmp_path / "copies", "next")
+    got = Following(Checkpoints(hurried, "t", threads=1), place, copy, tmp_path / "home", comes)()
+    assert (got == saved[-1]) is whole
+    if whole:
+        assert {path.name: path.read_bytes() for path in copy.directory.iterdir()} == {
+            path.name: path.read_bytes() for path in state.iterdir()
+        }
+    assert hurried.downloads["kept"] == 1, "what has come is kept"
+    assert holder.poll().revoked == {"a"}
+    place.close()
 
 
 def test_what_a_worker_that_died_left_is_deleted_and_nothing_else(tmp_path: Path) -> None:

@@ -27,6 +27,9 @@ _log = logging.getLogger("headrace")
 
 _RETRY_MS = 500
 _LONGEST_RETRY_MS = 30_000
+_OVERTAKEN = 5
+"""How many checkpoints in a row may go while they are copied. Whatever came is kept, so each leaves less to do; a task
+that is faster even so moves all the same, and its restore fetches the rest when it stands still."""
 _IMMUTABLE = ".sst"
 """Files that a store never changes once they are written; a running store's others must not be linked."""
 
@@ -161,16 +164,26 @@ class Following:
         """Fetch what the newest checkpoint has and the copy has not, and delete what it has not any more.
 
         Returns:
-            The checkpoint whose files the copy holds now, or held before if it was given up; None if there is none.
+            The checkpoint whose files the copy holds now, or held before if it was given up or could not keep up; None
+            if there is none.
         """
         copy = self._copy
         newest = self._checkpoints.newest(copy.unit)
-        if newest is not None:
-            copy.newest = newest.number
-            if not self._bring(newest):
-                return copy.manifest
+        for _ in range(_OVERTAKEN):
+            if newest is not None:
+                copy.newest = newest.number
+            try:
+                if newest is not None and not self._bring(newest):
+                    return copy.manifest
+            except (HeadraceError, OSError):
+                tried, newest = newest, self._checkpoints.newest(copy.unit)
+                if newest == tried:
+                    raise
+            else:
+                self._membership.copied(copy.unit)
+                return newest
         self._membership.copied(copy.unit)
-        return newest
+        return copy.manifest
 
     def _bring(self, manifest: Manifest) -> bool:
         copy = self._copy
