@@ -6,6 +6,7 @@ import base64
 import fcntl
 import hashlib
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -181,6 +182,13 @@ class JavaBroker:
             self._process.kill()
             self._process.wait()
             self._process = None
+
+    def move(self) -> None:
+        """Listen somewhere else from its next start on."""
+        old, new = int(self.address.rpartition(":")[2]), free_port()
+        self._file.write_text(re.sub(rf":{old}\b", f":{new}", self._file.read_text()))
+        self._listens = [new if port == old else port for port in self._listens]
+        self.address = f"127.0.0.1:{new}"
 
     def stop(self) -> None:
         """Let it end as an operator does: it hands over what it leads."""

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
 
+from tests.ports import free_port
+
 FETCH = 1
 """The number of Kafka's request for records."""
 
@@ -29,7 +31,7 @@ class Proxy:
         self._open = asyncio.Event()
         self._open.set()
         self._condemned: int | None = None
-        self.port = 0
+        self.port = free_port()
         self.received = 0
         """Bytes that came from the broker."""
         self.silenced = 0
@@ -49,6 +51,10 @@ class Proxy:
     def heal(self) -> None:
         """Let everything pass again."""
         self._do(self._listen)
+
+    def lead_to(self, target: int) -> None:
+        """Lead new connections elsewhere."""
+        self._target = target
 
     def silence(self, api: int = FETCH) -> None:
         """Let nothing pass any more on the connection that carries the next request of a kind, and on no other."""
@@ -70,7 +76,6 @@ class Proxy:
         self._open.set()
         if self._server is None:
             self._server = await asyncio.start_server(self._take, "127.0.0.1", self.port)
-            self.port = self._server.sockets[0].getsockname()[1]
 
     async def _close_gate(self) -> None:
         self._open.clear()

@@ -84,7 +84,7 @@ def test_a_broker_whose_machine_is_gone_without_a_word(cluster):
     with closing(opened(cluster.far)) as log:
         connection = log._connection
         first = cluster.far_of(connection.call(connection.attempts(partial(coordinator, connection, "g"))))
-    with closing(opened(f"{first},{cluster.far}")) as log:
+    with closing(opened(first)) as log:
         log.create_topic("payments", 3)
         parts = [TopicPartition("payments", number) for number in range(3)]
         readers = [log.reader(partition, 0) for partition in parts]

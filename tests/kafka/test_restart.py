@@ -10,12 +10,14 @@ import pytest
 
 from headrace.clock import SystemClock
 from headrace.demo.payments import Payments
+from headrace.log.api import Committed
 from headrace.log.kafka import reader as reader_module
 from headrace.log.kafka.log import KafkaLog
 from headrace.record import TopicPartition
 from headrace.testing.conformance.log_support import assign_evenly, make_batch, read_all, until, values_of
 from tests.e2e.harness import expected, fill, kill_all, results, wait_for
 from tests.kafka.broker import REMEDY, JavaBroker, has_java
+from tests.kafka.proxy import Proxy
 from tests.kafka.site import KafkaSite
 
 PART = TopicPartition("numbers", 0)
@@ -62,6 +64,36 @@ def test_a_broker_that_comes_back(broker, monkeypatch):
     member.leave()
     reader.close()
     log.close()
+
+
+def test_a_broker_that_comes_back_elsewhere(broker, caplog):
+    """Where the client began leads to it; what the client knows does not. As with brokers that were all replaced."""
+    part = TopicPartition("elsewhere", 0)
+    first = Proxy(port_of(broker))
+    with closing(first), closing(KafkaLog(f"kafka://127.0.0.1:{first.port}", clock=SystemClock())) as log:
+        log.create_topic("elsewhere", 1)
+        reader = log.reader(part, 0)
+        member = log.group("moved").join("m", {"a": [part]}, assign_evenly, session_timeout_ms=30_000)
+        lease = wait_for(lambda: member.poll().leases)["a"]
+        log.append(part, make_batch([b"before"]))
+        assert values_of([wait_for(lambda: reader.read(10))]) == [b"before"]
+        broker.kill()
+        broker.move()
+        log.send(part, make_batch([b"between"]))
+        broker.start()
+        first.lead_to(port_of(broker))
+        log.flush()
+        log.send(part, make_batch([b"after"]))
+        assert values_of([wait_for(lambda: reader.read(1)) for _ in range(2)]) == [b"between", b"after"]
+        member.commit(lease, {part: Committed(3, "")})
+        assert member.poll().leases == {"a": lease}
+        assert log.group("moved").committed() == {part: Committed(3, "")}
+        member.leave()
+    assert caplog.text.count("leads to others") == 1
+
+
+def port_of(broker):
+    return int(broker.address.rpartition(":")[2])
 
 
 def committed(log):

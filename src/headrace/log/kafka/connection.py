@@ -195,9 +195,20 @@ class Connection:
     async def send_any(self, request: Any) -> Any:
         """Send a request that any broker can answer; who was silent is asked last.
 
+        If none answers, the first addresses may lead to others.
+
         Raises:
             KafkaError: none can be reached.
         """
+        try:
+            return await self._send_known(request)
+        except _UNREACHABLE:
+            if not await self.client.rebootstrap(self.servers):
+                raise
+        _log.warning("none of Kafka's brokers that were known answers; %s leads to others", self.servers)
+        return await self._send_known(request)
+
+    async def _send_known(self, request: Any) -> Any:
         failure: KafkaError = NodeNotReadyError("no broker is known")
         for node in self._silence.order(broker.nodeId for broker in self.client.cluster.brokers()):
             try:

@@ -16,7 +16,7 @@ from typing import Any
 
 from aiokafka import AIOKafkaProducer
 from aiokafka.client import AIOKafkaClient
-from aiokafka.conn import AIOKafkaConnection, CloseReason, OAuthAuthenticator
+from aiokafka.conn import AIOKafkaConnection, CloseReason, OAuthAuthenticator, collect_hosts
 from aiokafka.errors import (
     IllegalSaslStateError,
     KafkaConnectionError,
@@ -152,6 +152,28 @@ class Client(AIOKafkaClient):  # type: ignore[misc]
         if isinstance(failure, HeadraceError):
             raise failure
         raise KafkaConnectionError("no broker can be reached") from failure
+
+    async def rebootstrap(self, servers: str) -> bool:
+        """Ask the first addresses for brokers that are not known; return whether there are any (KIP-899).
+
+        For when no known broker answers: all of them may have moved meanwhile. Who leads what is to be asked anew.
+
+        Args:
+            servers: ``host:port,...``; who is known at such an address is not asked again.
+        """
+        known = {(broker.host, broker.port) for broker in self.cluster.brokers()}
+        for host, port, _ in collect_hosts(servers):
+            if (host, port) in known:
+                continue
+            try:
+                metadata = await self._metadata_from(host, port)
+            except _FAULTS as error:
+                _log.debug("the brokers could not be asked for at %s:%s: %r", host, port, error)
+                continue
+            if not known.issuperset((host, port) for _, host, port, _ in metadata.brokers):
+                self.cluster.update_metadata(metadata)
+                return True
+        return False
 
     def begin(self, metadata: Any) -> None:
         """Know what a broker has said, and keep it fresh from now on."""
