@@ -154,7 +154,7 @@ def results(records: list[Record]) -> Rows:
     return rows
 
 
-def wait_for(condition: Callable[[], Any], timeout_s: float = 60) -> Any:
+def wait_for(condition: Callable[[], Any], timeout_s: float = 100) -> Any:
     """Return what ``condition`` returns as soon as that is true."""
     clock = SystemClock()
     end = clock.monotonic_ms() + timeout_s * 1000

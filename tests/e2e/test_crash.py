@@ -14,7 +14,7 @@ import pytest
 from headrace.demo.payments import Payments
 from tests.e2e.harness import Site, committed, expected, fill, kill_all, results, wait_for, workers_of
 
-PAYMENTS = Payments(count=150_000, customers=5_000, duplicate_share=0.02, late_share=0.01)
+PAYMENTS = Payments(count=80_000, customers=5_000, duplicate_share=0.02, late_share=0.01)
 SLOW = {"HEADRACE_CHECKPOINT_INTERVAL": "100ms", "HEADRACE_BATCH_RECORDS": "200"}
 """Small steps and many checkpoints, so that a kill hits something."""
 

@@ -92,7 +92,7 @@ def reach(moment: str, runner: Runner, site: Site, rng: random.Random) -> str:
     return "steady"
 
 
-@pytest.mark.timeout(120 + 6 * (KILLS + STOPS))
+@pytest.mark.timeout(300 + 6 * (KILLS + STOPS))
 def test_results_are_exact_through_kills_and_stops(tmp_path: Path) -> None:
     site, rng, hit = Site(tmp_path), random.Random(6), Counter[tuple[str, str]]()
     count = PER_STRIKE * (KILLS + STOPS)

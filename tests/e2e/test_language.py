@@ -39,7 +39,7 @@ def test_killed_and_stopped(tmp_path: Path, topology: str) -> None:
     site = Site(tmp_path)
     topics = MAKE[topology](2, COUNT[topology])
     language.fill(site, topics, PARTITIONS)
-    disturbances = disturb(site, topology, topics, random.Random(2), COUNT[topology] // 6)
+    disturbances = disturb(site, topology, topics, random.Random(2), COUNT[topology] // 4)
     assert disturbances >= 2
     CHECK[topology](site, topics)
 

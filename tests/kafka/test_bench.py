@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 from contextlib import closing
 
-import pytest
-
 from bench.card_spend import fill
 from bench.kafka import restart, throughput
 from headrace.clock import SystemClock
@@ -30,7 +28,6 @@ def test_the_throughput_of_a_worker(tmp_path, kafka) -> None:
     assert throughput.row("keyed", "Kafka", results).count("|") == throughput.HEADING.splitlines()[0].count("|")
 
 
-@pytest.mark.timeout(240)
 def test_the_pause_of_a_rolling_restart(tmp_path, kafka) -> None:
     wipe(kafka)
     fast = {"HEADRACE_CHECKPOINT_INTERVAL": "500ms", "HEADRACE_HEARTBEAT_INTERVAL": "300ms"}

@@ -47,7 +47,7 @@ STRIKES = ("a worker", "the broker", "one more", "a machine", "the broker")
 encode = msgspec.msgpack.Encoder().encode
 decode = msgspec.msgpack.Decoder().decode
 
-pytestmark = pytest.mark.timeout(120 + COUNT // 1000)
+pytestmark = pytest.mark.timeout(300 + COUNT // 1000)
 
 
 @pytest.fixture(scope="module")

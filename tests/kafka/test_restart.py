@@ -9,19 +9,16 @@ from contextlib import closing
 import pytest
 
 from headrace.clock import SystemClock
-from headrace.demo.payments import Payments
 from headrace.log.api import Committed
 from headrace.log.kafka import reader as reader_module
 from headrace.log.kafka.log import KafkaLog
 from headrace.record import TopicPartition
 from headrace.testing.conformance.log_support import assign_evenly, make_batch, read_all, until, values_of
-from tests.e2e.harness import expected, fill, kill_all, results, wait_for
+from tests.e2e.harness import wait_for
 from tests.kafka.broker import REMEDY, JavaBroker, has_java
 from tests.kafka.proxy import Proxy
-from tests.kafka.site import KafkaSite
 
 PART = TopicPartition("numbers", 0)
-PAYMENTS = Payments(count=6_000, customers=500, duplicate_share=0.02, late_share=0.01)
 
 
 @pytest.fixture(scope="module")
@@ -94,27 +91,3 @@ def test_a_broker_that_comes_back_elsewhere(broker, caplog):
 
 def port_of(broker):
     return int(broker.address.rpartition(":")[2])
-
-
-def committed(log):
-    return sum(position.offset for position in log.group("card-spend").committed().values())
-
-
-def test_a_worker_outlives_its_broker(broker, tmp_path):
-    site = KafkaSite(tmp_path, broker.address)
-    fill(site, PAYMENTS, 4)
-    process = site.start(
-        "run", "topologies.card_spend", HEADRACE_CHECKPOINT_INTERVAL="200ms", HEADRACE_BATCH_RECORDS="20"
-    )
-    try:
-        with closing(site.open()) as log:
-            wait_for(lambda: committed(log) > 1000 or process.poll() is not None)
-        broker.kill()
-        broker.start()
-        with closing(site.open()) as log:
-            wait_for(lambda: committed(log) >= PAYMENTS.count or process.poll() is not None, 90)
-        assert process.poll() is None, process.communicate()[0]
-    finally:
-        kill_all(process)
-    site.run("run", "topologies.card_spend", "--until-end")
-    assert results(site.read("spend-per-minute")) == expected(site)

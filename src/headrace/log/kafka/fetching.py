@@ -82,6 +82,8 @@ class Feed:
     not_before: float = 0
     heard: float = 0
     """When the broker answered last, by the loop's clock."""
+    served: float = 0
+    """When it sent records last."""
 
     def hungry(self, now: float) -> bool:
         """Return whether more should be fetched."""
@@ -242,8 +244,8 @@ class Fetcher:
 
     async def _ask(self, way: _Way, feeds: list[Feed]) -> None:
         topics: dict[str, list[tuple[int, int, int]]] = {}
-        # The broker fills its answer in this order: whoever has least goes first.
-        feeds = sorted(feeds, key=lambda feed: feed.fetched_bytes - feed.taken_bytes)
+        # The broker fills its answer in this order: who got something longest ago goes first.
+        feeds = sorted(feeds, key=lambda feed: feed.served)
         asked = {}
         for feed in feeds:
             asked[feed.partition] = feed, feed.position
@@ -281,6 +283,7 @@ class Fetcher:
         position = _next_position(raw)
         if position is None:
             return
+        feed.served = now
         feed.chunks.append(Chunk(raw, feed.position, list(aborted or ())))
         feed.fetched_bytes += len(raw)
         feed.position = max(position, feed.position)
