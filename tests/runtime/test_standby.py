@@ -221,7 +221,7 @@ class Hurried:
 
 @pytest.mark.parametrize(("times", "whole"), [(3, True), (1_000, False)])
 def test_a_copy_that_is_overtaken_takes_the_next_checkpoint_and_holds_up_nobody(
-    tmp_path: Path, times: int, whole: bool
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, times: int, whole: bool
 ) -> None:
     """A task may checkpoint faster than it can be copied."""
     objects = open_objects("memory://", {})
@@ -248,14 +248,16 @@ def test_a_copy_that_is_overtaken_takes_the_next_checkpoint_and_holds_up_nobody(
     hurried = Hurried(objects, save, times)
     copy = Copy("a", tmp_path / "copies" / "a")
     place = Directory(tmp_path / "copies", "next")
-    got = Following(Checkpoints(hurried, "t", threads=1), place, copy, tmp_path / "home", comes)()
-    assert (got == saved[-1]) is whole
+    follow = Following(Checkpoints(hurried, "t", threads=1), place, copy, tmp_path / "home", comes)
+    assert (follow() == saved[-1]) is whole
     if whole:
         assert {path.name: path.read_bytes() for path in copy.directory.iterdir()} == {
             path.name: path.read_bytes() for path in state.iterdir()
         }
     assert hurried.downloads["kept"] == 1, "what has come is kept"
     assert holder.poll().revoked == {"a"}
+    follow()
+    assert caplog.text.count("faster than it can be copied") == (not whole), "it is said once"
     place.close()
 
 

@@ -163,7 +163,10 @@ class Membership(Protocol):
         ...
 
     def copied(self, unit: str) -> None:
-        """Say that this member has a copy of what the last checkpoint of a unit consists of. Idempotent."""
+        """Say that this member has a copy of what the last checkpoint of a unit consists of; idempotent.
+
+        Or of as much of it as there was time for, where checkpoints follow each other faster.
+        """
         ...
 
     def commit(self, lease: Lease, offsets: Mapping[TopicPartition, Committed]) -> None:

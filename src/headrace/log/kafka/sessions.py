@@ -46,7 +46,7 @@ _PAUSES_S = (0.1, 1.0)
 """The first and the longest time that a broker that cannot be reached is left in peace."""
 _REFUSED_PAUSES_S = (1.0, 10.0)
 _CONNECT_S = 6.0
-"""How long a connection may take to be made."""
+"""How long a connection may take to be made, and a first question to be answered."""
 _REFUSED_S = 30
 """How long refusals may last: under load, brokers say it of what they take a moment later."""
 
@@ -166,7 +166,8 @@ class Client(AIOKafkaClient):  # type: ignore[misc]
             if (host, port) in known:
                 continue
             try:
-                metadata = await self._metadata_from(host, port)
+                async with asyncio.timeout(_CONNECT_S):
+                    metadata = await self._metadata_from(host, port)
             except _FAULTS as error:
                 _log.debug("the brokers could not be asked for at %s:%s: %r", host, port, error)
                 continue

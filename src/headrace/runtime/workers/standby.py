@@ -50,6 +50,8 @@ class Copy:
     next_ms: int = 0
     """When to look for a newer checkpoint."""
     failures: int = 0
+    keeps_up: bool = True
+    """Whether it had all of a checkpoint before the next one came, or was not tried yet."""
 
 
 class Copies:
@@ -180,8 +182,15 @@ class Following:
                 if newest == tried:
                     raise
             else:
+                copy.keeps_up = True
                 self._membership.copied(copy.unit)
                 return newest
+        if copy.keeps_up:
+            copy.keeps_up = False
+            _log.warning(
+                "task %s checkpoints faster than it can be copied: what the copy lacks is fetched when the task comes",
+                copy.unit,
+            )
         self._membership.copied(copy.unit)
         return copy.manifest
 
