@@ -41,17 +41,9 @@ class Feed:
     @contextmanager
     def going(self) -> Iterator[Feed]:
         """Append for as long as the block lasts; unless it fails, all that is left at its end."""
-        self._thread.start()
-        try:
+        with self.meanwhile():
             yield self
-        except BaseException:
-            self._given_up = True
-            raise
-        finally:
-            self._hurry.set()
-            self.allow(self._payments.count)
-            self._thread.join()
-            self._log.close()
+            self._end()
 
     @contextmanager
     def meanwhile(self) -> Iterator[Feed]:
@@ -61,9 +53,13 @@ class Feed:
             yield self
         finally:
             self._given_up = True
-            self.allow(self._payments.count)
-            self._thread.join()
+            self._end()
             self._log.close()
+
+    def _end(self) -> None:
+        self._hurry.set()
+        self.allow(self._payments.count)
+        self._thread.join()
 
     def allow(self, payments: int) -> None:
         """Let it append this many more."""

@@ -166,6 +166,11 @@ class JavaBroker:
         command = [*form, "-t", cluster or cluster_id(), "-c", str(self._file), *options]
         subprocess.run(command, capture_output=True, check=True)
 
+    @property
+    def port(self) -> int:
+        """Where clients find it."""
+        return int(self.address.rpartition(":")[2])
+
     def start(self) -> None:
         """Start it if it does not run, and wait until it listens everywhere."""
         if self._process is not None:
@@ -185,7 +190,7 @@ class JavaBroker:
 
     def move(self) -> None:
         """Listen somewhere else from its next start on."""
-        old, new = int(self.address.rpartition(":")[2]), free_port()
+        old, new = self.port, free_port()
         self._file.write_text(re.sub(rf":{old}\b", f":{new}", self._file.read_text()))
         self._listens = [new if port == old else port for port in self._listens]
         self.address = f"127.0.0.1:{new}"

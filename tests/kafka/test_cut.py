@@ -18,12 +18,13 @@ from headrace.log.api import Committed
 from headrace.log.kafka import opening
 from headrace.log.kafka.coordinator import coordinator
 from headrace.record import TopicPartition
-from headrace.testing.conformance.log_support import assign_evenly, make_batch, values_of
+from headrace.testing.conformance.log_support import assign_evenly, make_batch, read_all, values_of
 from tests.e2e.harness import wait_for
 from tests.e2e.small import Telling, ask
 from tests.kafka.machines import check, fed
 from tests.kafka.proxy import Proxy
 from tests.kafka.site import KafkaSite
+from tests.kafka.test_card_spend import committed
 from tests.kafka.test_cluster import leaders, opened
 from tests.ports import free_port
 
@@ -45,11 +46,7 @@ def test_a_worker_outlives_outages(cluster, tmp_path):
     }  # fmt: skip
     with fed(near) as log:
         telling = Telling(far.start("run", "topologies.card_spend", **settings))
-        group = log.group("card-spend")
-
-        def done():
-            return sum(position.offset for position in group.committed().values())
-
+        group, done = log.group("card-spend"), partial(committed, log, "card-spend")
         try:
             telling.until(lambda: done() > 1000)
             for proxy in cluster.proxies.values():
@@ -98,6 +95,7 @@ def test_a_broker_whose_machine_is_gone_without_a_word(cluster):
         for reader in readers:
             assert values_of([wait_for(lambda reader=reader: reader.read(10))]) == [b"a"]
         log.flush()
+        assert not any(read_all(reader) for reader in readers), "each came once"
 
         member.commit(lease, {parts[0]: Committed(1, "")})  # with the coordinator that took over
         assert log.group("g").committed() == {parts[0]: Committed(1, "")}

@@ -66,7 +66,7 @@ def test_a_broker_that_comes_back(broker, monkeypatch):
 def test_a_broker_that_comes_back_elsewhere(broker, caplog):
     """Where the client began leads to it; what the client knows does not. As with brokers that were all replaced."""
     part = TopicPartition("elsewhere", 0)
-    first = Proxy(port_of(broker))
+    first = Proxy(broker.port)
     with closing(first), closing(KafkaLog(f"kafka://127.0.0.1:{first.port}", clock=SystemClock())) as log:
         log.create_topic("elsewhere", 1)
         reader = log.reader(part, 0)
@@ -78,7 +78,7 @@ def test_a_broker_that_comes_back_elsewhere(broker, caplog):
         broker.move()
         log.send(part, make_batch([b"between"]))
         broker.start()
-        first.lead_to(port_of(broker))
+        first.lead_to(broker.port)
         log.flush()
         log.send(part, make_batch([b"after"]))
         assert values_of([wait_for(lambda: reader.read(1)) for _ in range(2)]) == [b"between", b"after"]
@@ -87,7 +87,3 @@ def test_a_broker_that_comes_back_elsewhere(broker, caplog):
         assert log.group("moved").committed() == {part: Committed(3, "")}
         member.leave()
     assert caplog.text.count("leads to others") == 1
-
-
-def port_of(broker):
-    return int(broker.address.rpartition(":")[2])

@@ -20,7 +20,7 @@ from headrace.settings import Settings
 from tests.e2e.harness import wait_for
 from tests.obstacles import file_in_place_of
 from tests.runtime.test_waiting_worker import Gate, calling
-from tests.runtime.workers import Clock, Place, counting, rows
+from tests.runtime.workers import Clock, Place, committed, counting, rows
 
 
 @pytest.fixture
@@ -28,10 +28,6 @@ def place(tmp_path: Path) -> Iterator[Place]:
     made = Place(tmp_path, partitions=1)
     yield made
     made.close()
-
-
-def committed(place: Place) -> int:
-    return sum(position.offset for position in place.log.group("counting").committed().values())
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from headrace.runtime.workers.positions import Fit
 from headrace.runtime.workers.positions import Place as Position
 from headrace.runtime.workers.setbacks import FORGOTTEN_MS
 from headrace.runtime.workers.worker import Worker
-from tests.runtime.workers import Place, rows
+from tests.runtime.workers import Place, committed, rows
 
 IN = TopicPartition("in", 0)
 KEYS = 500
@@ -27,10 +27,6 @@ def place(tmp_path: Path) -> Iterator[Place]:
     made = Place(tmp_path, partitions=1)
     yield made
     made.close()
-
-
-def committed(place: Place) -> int:
-    return sum(position.offset for position in place.log.group("counting").committed().values())
 
 
 def metric(worker: Worker, name: str) -> float:

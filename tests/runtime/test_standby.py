@@ -19,7 +19,7 @@ from headrace.runtime.workers.lifecycle import Phase
 from headrace.runtime.workers.standby import Copy, Following
 from headrace.runtime.workers.standby import Place as Directory
 from headrace.runtime.workers.worker import Worker
-from tests.runtime.workers import Clock, Place, rows
+from tests.runtime.workers import Clock, Place, committed, rows
 
 
 @pytest.fixture
@@ -33,10 +33,6 @@ def place(tmp_path: Path) -> Iterator[Place]:
 def worker(place: Place, name: str, **settings: Any) -> Worker:
     """Return a worker with a disk of its own."""
     return place.worker(name, state_dir=str(place.folder / name), **settings)
-
-
-def committed(place: Place) -> int:
-    return sum(position.offset for position in place.log.group("counting").committed().values())
 
 
 def running(worker: Worker) -> list[str]:

@@ -14,7 +14,7 @@ from headrace.runtime.workers.lifecycle import Phase
 from headrace.runtime.workers.parts import Blame
 from headrace.runtime.workers.worker import Worker
 from tests.e2e.harness import wait_for
-from tests.runtime.workers import Place, counting, rows
+from tests.runtime.workers import Place, committed, counting, rows
 
 
 @pytest.fixture
@@ -27,10 +27,6 @@ def place(tmp_path: Path) -> Iterator[Place]:
 def running(worker: Worker, tasks: int) -> bool:
     phases = [slot.phase for slot in worker.slots()]
     return phases == [Phase.RUNNING] * tasks
-
-
-def committed(place: Place) -> int:
-    return sum(position.offset for position in place.log.group("counting").committed().values())
 
 
 def drain(place: Place, *workers: Worker) -> None:
